@@ -1,0 +1,326 @@
+"""Linear maps between activations: which numbers a linear student of a span reads, and the module it becomes.
+
+A linear student is a matrix W (d_out, d_in) and a bias. What its rows and columns are depends on how the
+activations at the two ends of the span are laid out; everything that depends on it is here, so that the
+regression itself (ridge.py) only ever sees rows of numbers.
+
+    start -> stop      kind       one row per   features of the row
+    vector -> vector   vector     example       the C channels
+    tokens -> tokens   tokens     position      the C channels of the position
+    map -> map         map        output pixel  the kernel x kernel x C patch around it (strided or upsampled)
+    map -> vector      pooled     example       the map averaged over a grid of 2 x 2 (or 1 x 1) cells
+    map -> 1 x 1 map   pooled     example       the same: a strided kernel would see one corner of the map
+    tokens -> vector   summary    example       the mean over the positions, then the first position
+"""
+
+import math
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_DIMS = {"vector": 1, "tokens": 2, "map": 3}
+_EXAMPLE = {"vector": "(C,)", "tokens": "(T, C)", "map": "(C, H, W)"}
+_ALL = slice(None)
+
+
+class MeanAndFirst(nn.Module):
+    """Tokens (N, T, C) -> (N, 2 C): the mean over the positions, then the first position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x.mean(1), x[:, 0]], -1)
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """How the linear regression of one span reads its rows; made by `linear_map`, hashable.
+
+    Attributes:
+        kind: "vector", "tokens", "map", "pooled" or "summary", see the table at the top of the module.
+        in_shape: shape of the start activation of one example, without the batch.
+        out_shape: shape of the stop activation of one example.
+        kernel, stride: of the convolution, (vertical, horizontal); (1, 1) for every other kind.
+        upsample: nearest-neighbour factors applied to the map before the convolution.
+        grid: side of the grid of cells a "pooled" map is averaged to.
+    """
+
+    kind: str
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    upsample: tuple[int, int] = (1, 1)
+    grid: int = 1
+
+    @property
+    def reading(self) -> Hashable:
+        """What the features depend on: spans of one start and equal readings share their moments."""
+        return (self.kind, self.in_shape, self.kernel, self.stride, self.upsample, self.grid)
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zero padding of the convolution: with it an axis of size H comes out as ceil(H / stride)."""
+        return self.kernel[0] // 2, self.kernel[1] // 2
+
+    @property
+    def _channels(self) -> tuple[int, int]:
+        last = {"tokens": -1, "summary": -1}.get(self.kind, 0)
+        return self.in_shape[last], self.out_shape[-1 if self.kind == "tokens" else 0]
+
+    @property
+    def d_in(self) -> int:
+        """Number of features of a row."""
+        per_channel = {"pooled": self.grid**2, "summary": 2}.get(self.kind, math.prod(self.kernel))
+        return self._channels[0] * per_channel
+
+    @property
+    def d_out(self) -> int:
+        """Number of targets of a row."""
+        return self._channels[1]
+
+    @property
+    def rows(self) -> int:
+        """Rows per example of the recorded shape (tokens of another length give as many as they have)."""
+        return {"tokens": self.out_shape[0], "map": math.prod(self.out_shape[1:])}.get(self.kind, 1)
+
+    def blocks(self, examples: int, max_values: int) -> Iterator[tuple[slice, slice]]:
+        """Cut a batch so that one block of features holds at most about `max_values` numbers.
+
+        Yields (examples, lines): a slice of the batch and, where one example of a map is already too large,
+        a slice of the lines (the H axis) of the output map; otherwise lines is slice(None).
+        """
+        per_example = self.rows * self.d_in
+        if self.kind == "map" and per_example > max_values:
+            height, width = self.out_shape[1:]
+            step = max(1, max_values // (width * self.d_in))
+            for i in range(examples):
+                for top in range(0, height, step):
+                    yield slice(i, i + 1), slice(top, min(top + step, height))
+            return
+        step = max(1, max_values // per_example)
+        for i in range(0, examples, step):
+            yield slice(i, i + step), _ALL
+
+    def features(self, x: Tensor, lines: slice = _ALL) -> Tensor:
+        """Rows of features (rows, d_in) of start activations x (N, *in_shape), in the order of `targets`.
+
+        Rows run over examples, then positions or output pixels line by line; the features of a map run over
+        channels, then the taps line by line, as in a Conv2d weight. May be a view of x. The length of tokens
+        is free.
+
+        Raises:
+            ValueError: x does not have the shape of the start activation.
+        """
+        self._check("features", x, self.in_shape, self.kind in ("tokens", "summary"))
+        if self.kind in ("vector", "tokens"):
+            return x.reshape(-1, self.d_in)
+        if self.kind == "summary":
+            return torch.cat([x.mean(1), x[:, 0]], -1)
+        if self.kind == "pooled":
+            return F.adaptive_avg_pool2d(x, self.grid).flatten(1)
+        for axis, factor in zip((2, 3), self.upsample, strict=True):
+            x = x.repeat_interleave(factor, axis) if factor > 1 else x
+        (kh, kw), (sh, sw), (ph, pw) = self.kernel, self.stride, self.padding
+        patches = F.pad(x, (pw, pw, ph, ph)).unfold(2, kh, sh).unfold(3, kw, sw)[:, :, lines]
+        return patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, self.d_in)
+
+    def targets(self, y: Tensor, lines: slice = _ALL) -> Tensor:
+        """Rows of targets (rows, d_out) of stop activations y (N, *out_shape), in the order of `features`.
+
+        Raises:
+            ValueError: y does not have the shape of the stop activation.
+        """
+        self._check("targets", y, self.out_shape, self.kind == "tokens")
+        if self.kind == "map":
+            return y[:, :, lines].permute(0, 2, 3, 1).reshape(-1, self.d_out)
+        return y.reshape(-1, self.d_out)
+
+    def identity_columns(self) -> Tensor | None:
+        """The feature (d_out,) that y = x predicts each target by; None where start and stop differ in
+        shape."""
+        if self.in_shape != self.out_shape or self.kind not in ("vector", "tokens", "map"):
+            return None
+        taps = math.prod(self.kernel)
+        return torch.arange(self.d_out) * taps + taps // 2  # odd kernels: the middle tap is the centre
+
+    def identity_weight(self) -> Tensor | None:
+        """The weight (d_out, d_in), float64, of y = x; None where start and stop differ in shape."""
+        columns = self.identity_columns()
+        if columns is None:
+            return None
+        return torch.zeros(self.d_out, self.d_in, dtype=torch.float64).scatter_(1, columns[:, None], 1.0)
+
+    def module(self, weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The student: a module from start to stop activations that computes features @ weight.T + bias.
+
+        Args:
+            weight: (d_out, d_in). Copied.
+            bias: (d_out,). Copied.
+            dtype: of the parameters.
+
+        Raises:
+            ValueError: weight or bias has another shape.
+        """
+        self._check_weights("module", weight, (self.d_out, self.d_in), bias)
+        return self._assemble([self._read(weight, bias, dtype)])
+
+    def low_rank_module(
+        self, down: Tensor, up: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32
+    ) -> nn.Module:
+        """The student in two layers, features @ down.T @ up.T + bias: kernel in the first, bias in the last.
+
+        Args:
+            down: (r, d_in). Copied.
+            up: (d_out, r). Copied.
+            bias: (d_out,). Copied.
+            dtype: of the parameters.
+
+        Raises:
+            ValueError: shapes disagree with the map or with each other.
+        """
+        self._check_weights("low_rank_module", down, (up.shape[-1], self.d_in), bias)
+        self._check_weights("low_rank_module", up, (self.d_out, down.shape[0]), bias)
+        last = _layer(up[:, :, None, None] if self.kind == "map" else up, bias, dtype)
+        return self._assemble([self._read(down, None, dtype), last])
+
+    def _read(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Module:
+        if self.kind != "map":
+            return _layer(weight, bias, dtype)
+        kernels = weight.reshape(len(weight), self.in_shape[0], *self.kernel)
+        return _layer(kernels, bias, dtype, self.stride, self.padding)
+
+    def _assemble(self, layers: list[nn.Module]) -> nn.Module:
+        if self.kind == "pooled":
+            layers = [nn.AdaptiveAvgPool2d(self.grid), nn.Flatten(), *layers]
+            if len(self.out_shape) == 3:
+                layers.append(nn.Unflatten(1, self.out_shape))
+        elif self.kind == "summary":
+            layers = [MeanAndFirst(), *layers]
+        elif self.upsample != (1, 1):
+            factors = (float(self.upsample[0]), float(self.upsample[1]))
+            layers = [nn.Upsample(scale_factor=factors, mode="nearest"), *layers]
+        return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+    def _check(self, what: str, x: Tensor, shape: tuple[int, ...], any_length: bool) -> None:
+        got = tuple(x.shape[1:])
+        if got == shape or (any_length and len(got) == 2 and got[1] == shape[1]):
+            return
+        raise ValueError(
+            f"LinearMap.{what}: expected a batch of activations (N, {', '.join(map(str, shape))}), got "
+            f"{tuple(x.shape)}. This map was made for a span {self.in_shape} -> {self.out_shape}; make "
+            "another with linear_map()."
+        )
+
+    def _check_weights(self, what: str, weight: Tensor, shape: tuple[int, int], bias: Tensor) -> None:
+        if tuple(weight.shape) != shape or tuple(bias.shape) != (self.d_out,):
+            raise ValueError(
+                f"LinearMap.{what}: expected weights {shape} and a bias {(self.d_out,)}, got "
+                f"{tuple(weight.shape)} and {tuple(bias.shape)}. A {self.kind} map {self.in_shape} -> "
+                f"{self.out_shape} has d_in = {self.d_in} features and d_out = {self.d_out} targets; a "
+                "low-rank pair is (r, d_in) and (d_out, r)."
+            )
+
+
+def _layer(
+    weight: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+) -> nn.Module:
+    """A Linear (2-d weight) or Conv2d (4-d weight) that holds a copy of the given parameters."""
+    n_out, n_in = weight.shape[:2]
+    # Built on meta: the usual initialisation would draw from, and so change, the caller's random state.
+    layer: nn.Linear | nn.Conv2d
+    if weight.ndim == 2:
+        layer = nn.Linear(n_in, n_out, bias=bias is not None, device="meta")
+    else:
+        kernel = (weight.shape[2], weight.shape[3])
+        layer = nn.Conv2d(n_in, n_out, kernel, stride, padding, bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().to(dtype, copy=True, memory_format=torch.contiguous_format))
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().to(dtype, copy=True, memory_format=torch.contiguous_format))
+    return layer
+
+
+def linear_map(
+    start_shape: tuple[int, ...],
+    start_layout: str | None,
+    stop_shape: tuple[int, ...],
+    stop_layout: str | None,
+    kernel: int = 3,
+) -> LinearMap:
+    """The linear map of a span, or the reason why it has none.
+
+    Args:
+        start_shape: shape of the start activation of one example, without the batch.
+        start_layout: "vector", "tokens" or "map"; anything else is refused.
+        stop_shape, stop_layout: the same for the stop activation.
+        kernel: side of the patch that one pixel of a map -> map regression reads, odd. Made smaller where the
+            map is so small that outer taps would only ever see padding: 1 on an axis of size 1. With a stride
+                above the
+            kernel some pixels are read by nothing: ask for a larger kernel there.
+
+    Raises:
+        ValueError: no linear map of these kinds joins the two activations; the message says why.
+
+    Maps change size by ceil(H / s) for an integer stride s, or grow by an integer factor, each axis on its
+    own.
+    """
+    span = f"{start_layout} {tuple(start_shape)} -> {stop_layout} {tuple(stop_shape)}"
+    shapes = (tuple(int(n) for n in start_shape), tuple(int(n) for n in stop_shape))
+    for end, shape, layout in zip(("start", "stop"), shapes, (start_layout, stop_layout), strict=True):
+        if layout not in _DIMS:
+            raise ValueError(
+                f"linear_map: the {end} layout of {span} is {layout!r}, expected one of {', '.join(_DIMS)}. "
+                "Without it rows and features cannot be told apart; leave this span to other families."
+            )
+        if len(shape) != _DIMS[layout] or min(shape) < 1:
+            raise ValueError(
+                f"linear_map: expected a {layout} {end} of shape {_EXAMPLE[layout]}, got {shape}. "
+                "Shapes are those of one example, without the batch, and every size is at least 1."
+            )
+    (start, stop), layouts = shapes, (start_layout, stop_layout)
+    if layouts == ("vector", "vector"):
+        return LinearMap("vector", start, stop)
+    if layouts == ("tokens", "vector"):
+        return LinearMap("summary", start, stop)
+    if layouts == ("tokens", "tokens"):
+        if start[0] != stop[0]:
+            raise ValueError(
+                f"linear_map: expected as many tokens at both ends, got {start[0]} and {stop[0]} in {span}. "
+                "The map acts on each position alone; leave this span to families that mix positions."
+            )
+        return LinearMap("tokens", start, stop)
+    if start_layout != "map" or stop_layout == "tokens":
+        raise ValueError(
+            f"linear_map: no linear map from {start_layout} to {stop_layout} ({span}). Supported: vector -> "
+            "vector, tokens -> tokens, tokens -> vector, map -> map, map -> vector."
+        )
+    if stop_layout == "vector" or (stop[1:] == (1, 1) and start[1:] != (1, 1)):
+        return LinearMap("pooled", start, stop, grid=1 if any(n % 2 for n in start[1:]) else 2)
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(
+            f"linear_map: expected an odd kernel >= 1, got {kernel}. With an even one padding cannot be the "
+            "same on both sides and the output would be shifted; use 1, 3 or 5."
+        )
+    scales = [_scale(h, h_out, span) for h, h_out in zip(start[1:], stop[1:], strict=True)]
+    (up_h, stride_h), (up_w, stride_w) = scales
+    taps = (min(kernel, 2 * up_h * start[1] - 1), min(kernel, 2 * up_w * start[2] - 1))
+    return LinearMap("map", start, stop, taps, (stride_h, stride_w), (up_h, up_w))
+
+
+def _scale(size: int, size_out: int, span: str) -> tuple[int, int]:
+    """(upsampling factor, stride) that takes an axis of `size` to `size_out`."""
+    if size_out > size and size_out % size == 0:
+        return size_out // size, 1
+    stride = math.ceil(size / size_out)
+    if size_out > size or math.ceil(size / stride) != size_out:
+        raise ValueError(
+            f"linear_map: no integer stride or factor takes {size} pixels to {size_out} in {span}. A padded "
+            f"convolution gives ceil({size} / stride), upsampling a multiple of {size}; choose other ends "
+            "for the span."
+        )
+    return 1, stride

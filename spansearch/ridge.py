@@ -1,0 +1,492 @@
+"""Closed-form linear students: one pass of sums over the activations serves every span, rank and strength.
+
+`Moments` adds up the centred second moments of one reading of one start activation (linear_maps.py) and of
+the targets of every stop that can be read from it, once over the fit examples and once over the held-out
+ones. After that no activation is looked at again: `Decomposition` diagonalises the fit Gram matrix once, and
+`solve_span` gets the error of every strength and rank on the held-out examples from the held-out moments
+alone.
+
+Notation, rows are samples: X (n, d) features, Y (n, q) targets, centred; G = X'X, C = X'Y, G = V diag(s) V'.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from spansearch.errors import DataError
+from spansearch.linear_maps import LinearMap, linear_map
+
+STRENGTHS: tuple[float, ...] = tuple(10.0**k for k in range(-8, 2))
+"""Relative strengths tried: alpha = strength x the mean eigenvalue of the fit Gram matrix, trace(G) / d."""
+
+_NO_VARIANCE = 1e-12  # below this share of the raw sum of squares a target's variance is float32 rounding
+_FLOAT64 = torch.float64
+
+
+class Moments:
+    """Streaming centred second moments of one reading and of the targets of several stops.
+
+    Args:
+        maps: stop name -> LinearMap; all of one start, with equal `reading`.
+        dtype: of the matrix products; sums are float64 always. float32 is faster and loses digits where
+            relative errors are near 1e-4 or the Gram matrix is close to singular.
+        device: where products and sums live (it has to know float64); batches are moved there block by block.
+        block_bytes: bound on one block of features.
+
+    Attributes:
+        count: rows so far.
+        mean_x, mean_y: (d,) and (Q,), the targets of all stops side by side; `columns[stop]` is the slice of
+            a stop.
+        gram, cross, square: X'X (d, d), X'Y (d, Q) and the sum of squares of each column of Y (Q,), all
+            centred.
+
+    Raises:
+        ValueError: no maps, or maps that read their features in different ways.
+
+    Each block is centred on its own mean and joined by the pairwise update of Chan, Golub and LeVeque,
+    "Updating formulae and a pairwise algorithm for computing sample variances", 1979: large means cost no
+    digits.
+    """
+
+    def __init__(
+        self,
+        maps: Mapping[str, LinearMap],
+        dtype: torch.dtype = _FLOAT64,
+        device: torch.device | str = "cpu",
+        block_bytes: int = 64 * 2**20,
+    ) -> None:
+        if len({m.reading for m in maps.values()}) != 1:
+            raise ValueError(
+                "Moments: expected stops that share one reading, got "
+                f"{len({m.reading for m in maps.values()})} readings for {len(maps)} stops. Features are "
+                "summed once for all stops; group maps by `reading`."
+            )
+        self.maps = dict(maps)
+        self.dtype, self.device, self.block_bytes = dtype, torch.device(device), block_bytes
+        self.columns: dict[str, slice] = {}
+        end = 0
+        for stop, m in self.maps.items():
+            self.columns[stop] = slice(end, end + m.d_out)
+            end += m.d_out
+        self._reader = next(iter(self.maps.values()))
+        d = self._reader.d_in
+        self.count = 0
+        self.mean_x, self.mean_y = self._zeros(d), self._zeros(end)
+        self.gram, self.cross, self.square = self._zeros(d, d), self._zeros(d, end), self._zeros(end)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=_FLOAT64, device=self.device)
+
+    @torch.no_grad()
+    def add(self, x: Tensor, ys: Mapping[str, Tensor], keep: Tensor | None = None) -> None:
+        """Take in one batch.
+
+        Args:
+            x: start activations (N, *in_shape), floating point. Not modified.
+            ys: stop name -> stop activations (N, *out_shape) of the same examples; every stop, no other.
+            keep: bool, (N, T) or flat in the order of the rows; rows where it is False take no part. None:
+                all do.
+
+        Raises:
+            ValueError: a stop is missing or unknown, or shapes disagree.
+            DataError: NaN or infinite activations in a kept row; blocks of the batch before that one stay
+                counted.
+        """
+        if set(ys) != set(self.maps) or any(len(y) != len(x) for y in ys.values()):
+            raise ValueError(
+                f"Moments.add: expected {len(x)} examples of each of the stops {sorted(self.maps)}, got "
+                f"{ {stop: len(y) for stop, y in ys.items()} }. Rows of x and y must be the same examples."
+            )
+        reader = self._reader
+        if keep is not None:
+            lines = reader.out_shape[1] if reader.kind == "map" else 1
+            rows = x.shape[1] if reader.kind == "tokens" else reader.rows
+            if keep.dtype != torch.bool or keep.numel() != len(x) * rows:
+                raise ValueError(
+                    f"Moments.add: expected a bool mask of {len(x)} x {rows} rows, got {keep.dtype} "
+                    f"{tuple(keep.shape)}. A {reader.kind} map has {rows} rows per example; leave keep=None "
+                    "to use all."
+                )
+            keep = keep.reshape(len(x), lines, -1)
+        max_values = self.block_bytes // self.dtype.itemsize
+        for examples, lines_ in reader.blocks(len(x), max_values):
+            X = reader.features(x[examples].to(self.device, self.dtype), lines_)
+            Y = torch.cat(
+                [
+                    m.targets(ys[stop][examples], lines_).to(self.device, self.dtype)
+                    for stop, m in self.maps.items()
+                ],
+                1,
+            )
+            if keep is not None:
+                kept = keep[examples, lines_].reshape(-1).to(self.device)
+                X, Y = X[kept], Y[kept]
+            if len(X):
+                self._join(X, Y)
+
+    def _join(self, X: Tensor, Y: Tensor) -> None:
+        n, total = len(X), self.count + len(X)
+        mean_x, mean_y = X.mean(0, dtype=_FLOAT64), Y.mean(0, dtype=_FLOAT64)
+        broken = [stop for stop, c in self.columns.items() if not mean_y[c].isfinite().all()]
+        if broken or not mean_x.isfinite().all():
+            raise DataError(
+                "Moments.add: expected finite activations, got NaN or infinity in "
+                f"{broken or 'the start activation'}. One such row spoils every sum; mask the rows out with "
+                "keep, or look for the layer that overflows."
+            )
+        X, Y = X - mean_x.to(X.dtype), Y - mean_y.to(Y.dtype)
+        shift_x, shift_y = mean_x - self.mean_x, mean_y - self.mean_y
+        between = self.count * n / total
+        self.gram += X.T @ X
+        self.gram.addr_(shift_x, shift_x, alpha=between)
+        self.cross += X.T @ Y
+        self.cross.addr_(shift_x, shift_y, alpha=between)
+        self.square += Y.square().sum(0, dtype=_FLOAT64) + between * shift_y.square()
+        self.mean_x += shift_x * (n / total)
+        self.mean_y += shift_y * (n / total)
+        self.count = total
+
+
+class Decomposition:
+    """The fit Gram matrix diagonalised and the held-out moments in its basis, for every stop of a reading.
+
+    Args:
+        fit: moments of the fit rows, at least 2.
+        held: moments of the held-out rows, at least 1, of the same maps. Both are read now: add nothing
+            afterwards.
+
+    Attributes:
+        values, vectors: s (d,), clipped at 0, and V (d, d).
+        scale: the alpha of strength 1, trace(G) / d (1 where all features are constant).
+        cross: V'C of the fit rows (d, Q).
+        held_gram, held_cross, held_square: V'GV (d, d), V'C (d, Q), sums of squares (Q,) of the held-out rows
+            about the FIT means. The bias is the one that the fit means give, so these are all that held-out
+            residuals need.
+
+    Raises:
+        ValueError: the two moments have different maps or too few rows.
+        DataError: sums overflowed.
+    """
+
+    def __init__(self, fit: Moments, held: Moments) -> None:
+        if fit.maps != held.maps or fit.count < 2 or held.count < 1:
+            raise ValueError(
+                "Decomposition: expected fit and held-out moments of the same maps with at least 2 and 1 "
+                f"rows, got stops {list(fit.maps)} and {list(held.maps)} with {fit.count} and {held.count} "
+                "rows. Errors are taken on held-out rows in the basis of the fit rows; add both splits with "
+                "the same maps."
+            )
+        if not all(t.isfinite().all() for m in (fit, held) for t in (m.gram, m.cross, m.square)):
+            raise DataError(
+                f"Decomposition: expected finite sums, got infinity from {fit.dtype} products. The "
+                "activations are too large to be squared in it; use Moments(dtype=torch.float64)."
+            )
+        self.fit, self.held = fit, held
+        values, self.vectors = torch.linalg.eigh(fit.gram)
+        self.values = values.clamp(min=0.0)
+        self.scale = float(self.values.mean()) or 1.0
+        n, V = held.count, self.vectors
+        shift_x, shift_y = held.mean_x - fit.mean_x, held.mean_y - fit.mean_y
+        self.cross = V.T @ fit.cross
+        self.held_gram = V.T @ torch.addr(held.gram, shift_x, shift_x, alpha=n) @ V
+        self.held_cross = V.T @ torch.addr(held.cross, shift_x, shift_y, alpha=n)
+        self.held_square = held.square + n * shift_y.square()
+
+    def low_rank_basis(self, stop: str, alpha: float) -> tuple[Tensor, Tensor]:
+        """W = sum_k u_k z_k' V' of prior zero, strongest first: U (q, R) and Z (d, R) with R = min(d, q).
+
+        The u_k are the eigenvectors of W (G + alpha I) W', whatever side is the smaller one is diagonalised.
+        """
+        A = self.cross[:, self.fit.columns[stop]]
+        shrink = (1.0 / (self.values + alpha))[:, None]
+        if A.shape[1] <= A.shape[0]:
+            U = torch.linalg.eigh(A.T @ (shrink * A))[1].flip(1)
+            return U, shrink * (A @ U)
+        half = shrink.sqrt() * A
+        power, P = torch.linalg.eigh(half @ half.T)
+        power, P = power.flip(0), P.flip(1)
+        # Directions below rounding have no u of their own; as zeros they add nothing at any rank.
+        power = torch.where(power > 1e-15 * len(power) * power[:1], power, torch.inf)
+        return half.T @ P / power.sqrt(), torch.where(power.isinf(), 0.0, shrink.sqrt() * P * power.sqrt())
+
+
+@dataclass(frozen=True, eq=False)
+class RidgePath:
+    """The linear students of one span: the best full one and, through `at_rank`, the best of every rank.
+
+    Errors are relative: the sum of squared residuals over the sum of squares of the targets about their FIT
+    mean, on the same rows; 0 is perfect, 1 is what the constant fit mean gets. Where targets do not vary (a
+    sum below 1e-12 of their raw sum of squares) that floor divides instead, so a constant predicted right has
+    error 0, not 0/0. The strength, the prior and the ranks' strengths were chosen by held-out error, so it is
+    slightly optimistic.
+
+    Attributes:
+        map: how rows are read; `module()` and `low_rank_module()` turn weights into modules.
+        prior: name of what the weight was shrunk towards, "zero" or "identity" (or the caller's).
+        strength, alpha: the chosen penalty, relative and in units of x^2 summed over the fit rows.
+        weight, bias: (d_out, d_in) and (d_out,), float64.
+        held_out_error, fit_error: of weight and bias.
+        curves: prior -> held-out error at each strength, smallest strength first.
+        rank_errors: (R,) float64, held-out error of reduced-rank ridge with rank 1 .. R, prior zero always:
+            with the identity prior W - I, not W, would be of low rank, which is no smaller a module.
+        rank_alphas: (R,) float64, the alpha that gave it.
+        identity_error: held-out error of predicting y = x; None where shapes differ.
+    """
+
+    map: LinearMap
+    prior: str
+    strength: float
+    alpha: float
+    weight: Tensor
+    bias: Tensor
+    held_out_error: float
+    fit_error: float
+    curves: dict[str, list[float]]
+    rank_errors: Tensor
+    rank_alphas: Tensor
+    identity_error: float | None
+    _stop: str = field(repr=False)
+    _decomposition: Decomposition = field(
+        repr=False
+    )  # shared by the spans of a reading; ranks are built when asked
+
+    def at_rank(self, r: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Reduced-rank ridge, float64: down (r, d_in), up (d_out, r) with orthonormal columns, bias (d_out,).
+
+        W_r = U_r U_r' W with U_r the leading eigenvectors of W (G + alpha I) W', the minimiser of
+        ||Y - X W'||^2 + alpha ||W||^2 over matrices of rank r at the alpha of `rank_alphas`.
+
+        Raises:
+            ValueError: r is not one of the ranks that were solved, 1 .. len(rank_errors).
+
+        Where the targets span fewer than r directions the remaining columns of up may be zero.
+        Source: Izenman 1975; Mukherjee and Zhu, "Reduced rank ridge regression and its kernel
+        extensions", 2011.
+        """
+        if not 1 <= r <= len(self.rank_errors):
+            raise ValueError(
+                f"RidgePath.at_rank: expected a rank from 1 to {len(self.rank_errors)}, got {r}. That is the "
+                "smaller of d_in and d_out, or max_rank of solve_span; solve again with a larger max_rank, "
+                "or use weight and bias."
+            )
+        decomposition = self._decomposition
+        U, Z = decomposition.low_rank_basis(self._stop, float(self.rank_alphas[r - 1]))
+        up, down = U[:, :r].contiguous(), Z[:, :r].T @ decomposition.vectors.T
+        return down, up, self._mean_y - up @ (down @ decomposition.fit.mean_x)
+
+    @property
+    def _mean_y(self) -> Tensor:
+        return self._decomposition.fit.mean_y[self._decomposition.fit.columns[self._stop]]
+
+    def module(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The best full linear student as a module from start to stop activations."""
+        return self.map.module(self.weight, self.bias, dtype)
+
+    def low_rank_module(self, r: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The rank-r student as two layers; ValueError as in `at_rank`."""
+        return self.map.low_rank_module(*self.at_rank(r), dtype)
+
+
+def solve_span(
+    decomposition: Decomposition,
+    stop: str,
+    strengths: Sequence[float] = STRENGTHS,
+    priors: Mapping[str, Tensor | None] | None = None,
+    max_rank: int | None = None,
+) -> RidgePath:
+    """Fit y ~ features @ weight.T + bias by ridge regression, strength and prior chosen by held-out error.
+
+    Minimises ||Y - X W'||^2 + alpha ||W - W0||^2 on the fit rows, the bias unpenalised, for every prior W0
+    and strength.
+
+    Args:
+        decomposition: of the fit and held-out moments.
+        stop: one of its stops.
+        strengths: finite and > 0; alpha = strength * trace(G) / d.
+        priors: name -> W0 (d_out, d_in), None for zero. Default: "zero" and, where shapes allow, "identity".
+        max_rank: largest rank to solve for, default min(d_in, d_out); 0 skips ranks. Each rank takes the best
+            of the best full-rank strength of prior zero and its neighbours among the sorted strengths.
+
+    Raises:
+        ValueError: an unknown stop, no or bad strengths, no priors or one of another shape.
+
+    Cost O(d^2 q) per prior, O(d^2) per further strength; ranks O(d^2 min(d, q)) for each of three strengths.
+    Held-out errors are tr(W G W') - 2 tr(W C) + ||Y||^2 with the held-out moments about the fit means: no
+    data is read.
+    """
+    grid = sorted(float(a) for a in strengths)
+    if stop not in decomposition.fit.maps:
+        raise ValueError(
+            f"solve_span: expected one of the stops {list(decomposition.fit.maps)}, got {stop!r}. Its "
+            "targets were not added; make the moments with a map for it."
+        )
+    if not grid or not all(0.0 < a < float("inf") for a in grid):
+        raise ValueError(
+            f"solve_span: expected strengths that are finite and > 0, got {list(strengths)}. At 0 a singular "
+            "Gram matrix has no inverse; use a small positive value (1e-8)."
+        )
+    fit, held, s = decomposition.fit, decomposition.held, decomposition.values
+    columns, linear = fit.columns[stop], fit.maps[stop]
+    if priors is None:
+        identity = linear.identity_weight()
+        priors = {"zero": None} if identity is None else {"zero": None, "identity": identity}
+    alphas = torch.tensor(grid, dtype=_FLOAT64, device=s.device) * decomposition.scale
+    problems = {name: _problem(decomposition, stop, name, prior) for name, prior in priors.items()}
+    curves = {name: _curve(decomposition, problem, alphas) for name, problem in problems.items()}
+    if not curves:
+        raise ValueError("solve_span: expected at least one prior, got none. Use None for the default ones.")
+    held_scale = _scale(decomposition.held_square[columns], held.count, fit.mean_y[columns])
+    name, best = min(
+        ((n, int(c.argmin())) for n, c in curves.items()), key=lambda nb: float(curves[nb[0]][nb[1]])
+    )
+    chosen, alpha = problems[name], float(alphas[best])
+    B = chosen.cross / (s + alpha)[:, None]
+    weight = B.T @ decomposition.vectors.T
+    if chosen.prior is not None:
+        weight += chosen.prior
+    fit_sse = chosen.fit_square - 2 * (B * chosen.cross).sum() + (s[:, None] * B.square()).sum()
+    # Not problems["zero"]: a caller may have named his own prior so.
+    plain = _problem(decomposition, stop, "", None)
+    centre = int(_curve(decomposition, plain, alphas).argmin())
+    near = alphas[max(0, centre - 1) : centre + 2]
+    ranks = min(linear.d_in, linear.d_out, linear.d_in if max_rank is None else max_rank)
+    rank_errors, rank_alphas = _rank_errors(decomposition, stop, plain, near, ranks)
+    return RidgePath(
+        map=linear,
+        prior=name,
+        strength=grid[best],
+        alpha=alpha,
+        weight=weight,
+        bias=fit.mean_y[columns] - weight @ fit.mean_x,
+        held_out_error=float(curves[name][best]) / held_scale,
+        fit_error=max(0.0, float(fit_sse)) / _scale(fit.square[columns], fit.count, fit.mean_y[columns]),
+        curves={n: (c / held_scale).tolist() for n, c in curves.items()},
+        rank_errors=rank_errors / held_scale,
+        rank_alphas=rank_alphas,
+        identity_error=_identity_error(decomposition, stop, held_scale),
+        _stop=stop,
+        _decomposition=decomposition,
+    )
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Moments of Y - X W0', what is left to fit once the prior W0 is taken off, in the eigenbasis."""
+
+    prior: Tensor | None
+    cross: Tensor  # (d, q) fit
+    held_cross: Tensor  # (d, q) held-out, about the fit means, like held_square
+    fit_square: Tensor
+    held_square: Tensor
+
+
+def _problem(dec: Decomposition, stop: str, name: str, prior: Tensor | None) -> _Problem:
+    columns, linear = dec.fit.columns[stop], dec.fit.maps[stop]
+    cross, held_cross = dec.cross[:, columns], dec.held_cross[:, columns]
+    fit_square, held_square = dec.fit.square[columns].sum(), dec.held_square[columns].sum()
+    if prior is None:
+        return _Problem(None, cross, held_cross, fit_square, held_square)
+    if tuple(prior.shape) != (linear.d_out, linear.d_in):
+        raise ValueError(
+            f"solve_span: expected prior {name!r} of shape {(linear.d_out, linear.d_in)}, got "
+            f"{tuple(prior.shape)}. The weight is shrunk towards it entry by entry; give (d_out, d_in), or "
+            "None for zero."
+        )
+    prior = prior.to(dec.values)
+    P = dec.vectors.T @ prior.T
+    SP, HP = dec.values[:, None] * P, dec.held_gram @ P
+    return _Problem(
+        prior,
+        cross - SP,
+        held_cross - HP,
+        fit_square + (P * (SP - 2 * cross)).sum(),
+        held_square + (P * (HP - 2 * held_cross)).sum(),
+    )
+
+
+def _curve(dec: Decomposition, problem: _Problem, alphas: Tensor) -> Tensor:
+    """Held-out squared error at every alpha (J,), a quadratic form in 1 / (s + alpha)."""
+    D = 1.0 / (dec.values + alphas[:, None])
+    quadratic = (problem.cross @ problem.cross.T) * dec.held_gram
+    linear = (problem.cross * problem.held_cross).sum(1)
+    return (problem.held_square - 2 * D @ linear + ((D @ quadratic) * D).sum(1)).clamp(min=0.0)
+
+
+def _rank_errors(
+    dec: Decomposition, stop: str, problem: _Problem, alphas: Tensor, ranks: int
+) -> tuple[Tensor, Tensor]:
+    """Lowest held-out squared error over the alphas, and its alpha, of every rank 1 .. ranks.
+
+    The u_k are orthonormal: what each adds, u_k'(W G W')u_k - 2 u_k'(W C)u_k, does not depend on the others.
+    """
+    if ranks < 1:
+        return alphas[:0], alphas[:0]
+    errors = []
+    for alpha in alphas.tolist():
+        U, Z = (side[:, :ranks] for side in dec.low_rank_basis(stop, alpha))
+        gains = (Z * (dec.held_gram @ Z)).sum(0) - 2 * ((problem.held_cross.T @ Z) * U).sum(0)
+        errors.append((problem.held_square + gains.cumsum(0)).clamp(min=0.0))
+    lowest = torch.stack(errors).min(0)
+    return lowest.values, alphas[lowest.indices]
+
+
+def _scale(centred: Tensor, rows: int, mean: Tensor) -> float:
+    """What squared errors are divided by: the targets' sum of squares about `mean`, floored."""
+    total = float(centred.sum())
+    return max(total, _NO_VARIANCE * (total + rows * float(mean.square().sum())), torch.finfo(_FLOAT64).tiny)
+
+
+def _identity_error(dec: Decomposition, stop: str, held_scale: float) -> float | None:
+    held, columns = dec.held, dec.fit.columns[stop]
+    source = held.maps[stop].identity_columns()
+    if source is None:
+        return None
+    source = source.to(held.device)
+    drift = held.mean_y[columns] - held.mean_x[source]
+    cross = held.cross[:, columns].gather(0, source[None])[0]
+    centred = held.square[columns] - 2 * cross + held.gram.diagonal()[source]
+    return max(0.0, float((centred + held.count * drift.square()).sum())) / held_scale
+
+
+def fit_ridge(
+    x: Tensor,
+    y: Tensor,
+    held: tuple[Tensor, Tensor] | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    priors: Mapping[str, Tensor | None] | None = None,
+    max_rank: int | None = None,
+) -> RidgePath:
+    """`solve_span` for plain rows: y ~ x @ weight.T + bias.
+
+    Args:
+        x, y: fit rows (n, d_in) and (n, d_out), n >= 2, floating point. Not modified.
+        held: held-out rows (x, y) of the same widths. None is for exactly one strength and one prior, where
+            there is nothing to choose; errors are then those of the fit rows.
+        strengths, priors, max_rank: as in `solve_span`.
+
+    Raises:
+        ValueError: shapes disagree, or no held-out rows to choose by.
+        DataError: x or y not finite.
+    """
+    if x.ndim != 2 or y.ndim != 2:
+        raise ValueError(
+            f"fit_ridge: expected x (n, d_in) and y (n, d_out), got {tuple(x.shape)} and {tuple(y.shape)}. "
+            "Rows are samples; reshape, or use linear_map and Moments for activations."
+        )
+    if held is None and (len(strengths) != 1 or priors is None or len(priors) != 1):
+        raise ValueError(
+            f"fit_ridge: expected held-out rows, or exactly one strength and one prior, got {len(strengths)} "
+            f"strengths and priors {None if priors is None else list(priors)}. The fit rows would always "
+            "choose the least penalty; "
+            'give held=(x, y), or strengths=[a] and priors={"zero": None}.'
+        )
+    maps = {"y": linear_map(x.shape[1:], "vector", y.shape[1:], "vector")}
+    fit = Moments(maps, device=x.device)
+    fit.add(x, {"y": y})
+    if held is None:
+        return solve_span(Decomposition(fit, fit), "y", strengths, priors, max_rank)
+    held_out = Moments(maps, device=x.device)
+    held_out.add(held[0], {"y": held[1]})
+    return solve_span(Decomposition(fit, held_out), "y", strengths, priors, max_rank)

@@ -1,0 +1,22 @@
+"""Where a network may legally be cut, and how a student takes a span's place."""
+
+from spansearch.spans.copying import copy_model
+from spansearch.spans.find import Chain, Rejected, Span, Spans, find_spans
+from spansearch.spans.points import CutPoint, Layout
+from spansearch.spans.splice import overlap, splice
+from spansearch.spans.verify import Verifier, verify
+
+__all__ = [
+    "Chain",
+    "CutPoint",
+    "Layout",
+    "Rejected",
+    "Span",
+    "Spans",
+    "Verifier",
+    "copy_model",
+    "find_spans",
+    "overlap",
+    "splice",
+    "verify",
+]

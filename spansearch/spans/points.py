@@ -1,0 +1,114 @@
+"""Cut points: the activations a span may start or stop at, and what they are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from spansearch.spans.trace import Call, Trace
+
+Layout = Literal["vector", "tokens", "map"]
+Side = Literal["in", "out"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a forward pass an activation can be read: a leaf of what goes into or comes out of a call."""
+
+    path: str
+    number: int  # which call of the module, from 0
+    side: Side
+    leaf: int
+    call: int  # index of the call in the trace
+
+
+@dataclass(frozen=True)
+class CutPoint:
+    """An activation at which a span may start or, where ``can_stop``, stop.
+
+    Attributes:
+        name: the module call that makes it, e.g. ``layer2.0``. ``input`` is the model's own input. A module
+            called several times gets ``relu@2`` for its second call; a further output ``lstm[1]``; what glue
+            between modules makes (a residual add, a view) is named by the call that reads it: ``norm:input``.
+        shape: of one example, without the batch dimension.
+        dtype: floating-point.
+        layout: ``vector`` (N, C), ``tokens`` (N, T, C), ``map`` (N, C, H, W), or None where it is none of them
+            or its first dimension is not the batch.
+        aliases: further names of the same activation, e.g. ``layer2`` for its last block's output.
+        can_stop: a module call returns it, so a student's output can take its place.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layout: Layout | None
+    aliases: tuple[str, ...] = field(default=(), compare=False)
+    can_stop: bool = field(default=True, compare=False)
+    vertex: int = field(default=-1, compare=False, repr=False)
+    places: tuple[Place, ...] = field(default=(), compare=False, repr=False)
+
+
+def cut_points(traced: Trace) -> dict[int, CutPoint]:
+    """Every activation that a module call returns or reads, by its vertex in the trace."""
+    made: dict[int, list[Place]] = {}
+    read: dict[int, list[Place]] = {}
+    for index, call in enumerate(traced.calls):
+        for leaf, vertex in call.outputs.items():
+            if vertex not in call.inputs.values():  # an Identity returns what it was given: no producer
+                made.setdefault(vertex, []).append(Place(call.path, call.number, "out", leaf, index))
+        for leaf, vertex in call.inputs.items():
+            read.setdefault(vertex, []).append(Place(call.path, call.number, "in", leaf, index))
+    points = {}
+    for vertex, activation in traced.activations.items():
+        producers = made.get(vertex, [])
+        # calls are numbered as they begin, so of nested calls the innermost has the highest number
+        producers.sort(key=lambda place: -place.call)
+        below_root = [place for place in producers if place.path]
+        readers = sorted(read.get(vertex, []), key=lambda place: place.call)
+        if vertex == traced.source:
+            names = ["input"]
+        elif below_root:
+            names = _names(traced, below_root)
+        else:
+            inner = [place for place in readers if place.path]
+            if not inner:
+                continue
+            names = [f"{name}:input" for name in _names(traced, inner)]
+        layout = _layout(activation.shape, traced.batch_size)
+        points[vertex] = CutPoint(
+            names[0],
+            activation.shape[1:],
+            activation.dtype,
+            layout,
+            tuple(names[1:]),
+            bool(below_root) and vertex != traced.source,
+            vertex,
+            tuple(below_root) + tuple(readers),
+        )
+    return points
+
+
+def _names(traced: Trace, places: list[Place]) -> list[str]:
+    """Names for an activation, the best first: the outermost call that is more than a Sequential."""
+
+    def preference(place: Place) -> tuple[bool, int]:
+        return traced.calls[place.call].container, place.call
+
+    return list(dict.fromkeys(_name(traced, place) for place in sorted(places, key=preference)))
+
+
+def _name(traced: Trace, place: Place) -> str:
+    call: Call = traced.calls[place.call]
+    name = call.path
+    if traced.call_counts[call.path] > 1:
+        name += f"@{call.number + 1}"
+    return name if place.leaf == 0 or place.side == "in" else f"{name}[{place.leaf}]"
+
+
+def _layout(shape: tuple[int, ...], batch_size: int) -> Layout | None:
+    if not shape or shape[0] != batch_size:
+        return None
+    layouts: dict[int, Layout] = {2: "vector", 3: "tokens", 4: "map"}
+    return layouts.get(len(shape))

@@ -1,0 +1,285 @@
+"""A residual CNN of 12 blocks on scikit-learn's 8 x 8 digits: 13.7 million multiply-adds an image.
+
+Run it with `spansearch run studies/digits_cnn.py`, or copy it for a problem of your own: replace the model, the
+data and the score, keep the shape. Reading this file trains and loads nothing; `teacher` trains on its first call
+(about a minute on two CPU cores) and keeps the weights in the run's directory.
+"""
+
+import hashlib
+import inspect
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+import spansearch as ss
+
+logger = logging.getLogger(__name__)
+
+Batch = tuple[Tensor, Tensor]  # images (n, 1, 8, 8) float32 and labels (n,) int64
+
+
+# The model
+
+
+class ResidualBlock(nn.Module):
+    """(n, c_in, h, w) -> (n, c_out, h / stride, w / stride): two 3 x 3 convolutions beside a shortcut."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or c_in != c_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + self.shortcut(x))
+
+
+class DigitsCNN(nn.Module):
+    """(n, 1, 8, 8) -> logits (n, 10). Three stages of residual blocks, at 8 x 8, 4 x 4 and 2 x 2 pixels."""
+
+    def __init__(self, widths: tuple[int, int, int] = (32, 64, 128), blocks: int = 4) -> None:
+        super().__init__()
+        w1, w2, w3 = widths
+        self.stem = nn.Sequential(nn.Conv2d(1, w1, 3, padding=1, bias=False), nn.BatchNorm2d(w1), nn.ReLU())
+        self.stage1 = nn.Sequential(*(ResidualBlock(w1, w1) for _ in range(blocks)))
+        self.stage2 = nn.Sequential(ResidualBlock(w1, w2, 2), *(ResidualBlock(w2, w2) for _ in range(blocks - 1)))
+        self.stage3 = nn.Sequential(ResidualBlock(w2, w3, 2), *(ResidualBlock(w3, w3) for _ in range(blocks - 1)))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(w3, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.stage1(x)
+        x = self.stage2(x)
+        x = self.stage3(x)
+        x = self.pool(x).flatten(1)
+        return self.head(x)
+
+
+# The data
+
+
+class Split(NamedTuple):
+    """One part of the data: images (n, 1, 8, 8), labels (n,), and the rows (n,) of load_digits they come from."""
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+
+
+@cache
+def splits(seed: int = 0) -> dict[str, Split]:
+    """`train`, `validation` and `test`: 1077, 360 and 360 digits, disjoint, each with the classes' own shares.
+
+    Pixels are shifted and scaled by ONE mean and one deviation, those of the training images: a mean per pixel would
+    divide by zero at the corners, which are blank in every digit.
+    """
+    from sklearn.datasets import load_digits  # slow to import, and only needed here
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    labels = torch.as_tensor(digits.target, dtype=torch.int64)
+    rest, test = train_test_split(range(len(labels)), test_size=360, stratify=labels, random_state=seed)
+    train, validation = train_test_split(rest, test_size=360, stratify=labels[rest], random_state=seed)
+    images = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1)
+    deviation, mean = torch.std_mean(images[train])
+    images = (images - mean) / deviation
+    parts = {"train": train, "validation": validation, "test": test}
+    return {name: Split(images[rows], labels[rows], torch.as_tensor(rows)) for name, rows in parts.items()}
+
+
+def windows(images: Tensor, reach: int) -> Tensor:
+    """(n, 1, 8, 8) -> (n, 1, 2 reach + 1, 2 reach + 1, 8, 8): every image at every shift of up to `reach` pixels.
+
+    What a shift uncovers is blank paper, the smallest value there is. [:, :, reach, reach] are the images themselves.
+    """
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (reach, reach, reach, reach), value=images.min().item())
+    return padded.unfold(2, height, 1).unfold(3, width, 1)
+
+
+def batches(split: Split, size: int = 180) -> list[Batch]:
+    """The split in its own order, `size` images at a time."""
+    return list(zip(split.images.split(size), split.labels.split(size), strict=True))
+
+
+# The teacher
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a teacher is made with. Whoever changes a value gets another teacher, in another file."""
+
+    widths: tuple[int, int, int] = (32, 64, 128)
+    epochs: int = 30
+    batch_size: int = 64
+    rate: float = 4e-3  # the peak of the one-cycle schedule
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    reach: int = 1  # augmentation: shifts of up to this many of the 8 pixels
+    seed: int = 0
+
+
+def untrained(settings: Training) -> DigitsCNN:
+    """The network as it starts. The caller's random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(settings.seed)  # torch.manual_seed would reseed the GPUs as well
+        return DigitsCNN(settings.widths)
+
+
+def train(settings: Training) -> DigitsCNN:
+    """Train a network on the training split; in eval mode, on the CPU.
+
+    The same settings give the same bits on the same machine with the same number of threads. The caller's random state
+    and thread count stay as they are.
+    """
+    split = splits()["train"]
+    shifted, shifts = windows(split.images, settings.reach), 2 * settings.reach + 1
+    count = len(split.labels)
+    steps = count // settings.batch_size  # the last few images of each epoch's order are left out
+    model = untrained(settings)
+    draws = torch.Generator().manual_seed(settings.seed)
+    decayed = [p for p in model.parameters() if p.ndim > 1]  # no decay for norms and biases
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed}, {"params": others, "weight_decay": 0.0}], weight_decay=settings.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.rate, total_steps=settings.epochs * steps + 1, pct_start=0.25
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    quiet = not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
+        bar = progress.add_task("training the teacher", total=settings.epochs * steps)
+        for _ in range(settings.epochs):
+            order = torch.randperm(count, generator=draws)
+            for rows in order[: steps * settings.batch_size].split(settings.batch_size):
+                down, right = torch.randint(shifts, (2, len(rows)), generator=draws)
+                logits = model(shifted[rows, :, down, right])
+                loss = F.cross_entropy(logits, split.labels[rows], label_smoothing=settings.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                progress.advance(bar)
+    return model.eval()
+
+
+def kept(directory: Path, settings: Training) -> DigitsCNN:
+    """The network of these settings from `directory`, trained and written there unless it is there in full."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"teacher-{recipe(settings)}.safetensors"
+    with FileLock(path.with_suffix(".lock")):  # workers that start together wait for one teacher
+        weights = read(path)
+        if weights is None:
+            began = time.perf_counter()
+            model = train(settings)
+            seconds, reached = time.perf_counter() - began, accuracy(model, validation())
+            logger.info("trained %s in %.0f s, validation accuracy %.4f", path.name, seconds, reached)
+            weights = model.state_dict()
+            write(path, weights)
+    model = untrained(settings)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def recipe(settings: Training) -> str:
+    """A hash of what makes a teacher: its settings and the code. Other edits to this file keep the teacher."""
+    model = (ResidualBlock.__init__, ResidualBlock.forward, DigitsCNN.__init__, DigitsCNN.forward)
+    code = map(inspect.getsource, (*model, splits, windows, untrained, train))
+    return hashlib.sha256("\n".join([repr(settings), *code]).encode()).hexdigest()[:16]
+
+
+def read(path: Path) -> dict[str, Tensor] | None:
+    """The weights in `path`; None where there are none, or not those that were written."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            whole = (file.metadata() or {}).get("sha256") == checksum(weights)
+    except SafetensorError:
+        whole = False
+    if not whole:
+        logger.warning("%s is damaged: training the teacher again", path)
+        return None
+    return weights
+
+
+def write(path: Path, weights: dict[str, Tensor]) -> None:
+    """Put the weights in `path` all at once: whoever reads it, even after a crash, finds all of them or none."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        file.write(save(weights, metadata={"sha256": checksum(weights)}))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def checksum(weights: dict[str, Tensor]) -> str:
+    """SHA-256 over names and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+# The task
+
+
+def teacher(directory: Path) -> DigitsCNN:
+    """The trained network in eval mode, its weights kept in `directory`."""
+    return kept(directory, Training())
+
+
+def calibration() -> list[Batch]:
+    """The training images as they are: what students are fitted on."""
+    return batches(splits()["train"])
+
+
+def validation() -> list[Batch]:
+    """What the search measures on. The teacher saw none of it."""
+    return batches(splits()["validation"])
+
+
+def test() -> list[Batch]:
+    """What the finished front is measured on, once."""
+    return batches(splits()["test"])
+
+
+def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
+    """The share of images, in [0, 1], whose largest logit is the right one. The model stays in the mode it is in."""
+    device = next(model.parameters()).device
+    right = count = 0
+    with torch.no_grad():
+        for images, labels in batches:
+            right += int((model(images.to(device)).argmax(1) == labels.to(device)).sum())
+            count += len(labels)
+    return right / count
+
+
+TASK = ss.Task(
+    "digits_cnn", teacher=teacher, calibration=calibration, validation=validation, test=test, score=accuracy
+)
