@@ -113,7 +113,8 @@ def announce(
             raise FamilyError(
                 f"announce: expected a module that runs on a meta input of shape {tuple(x.shape)}, got "
                 f"{type(student).__name__}, which raised {type(error).__name__}: {error}. Costs are counted "
-                "before anything is trained, on tensors without values. Make its forward fit this shape, read no values (item(), numpy()) and create tensors on its input's device."
+                "before anything is trained, on tensors without values. Make its forward fit this shape, "
+                "read no values (item(), numpy()) and create tensors on its input's device."
             ) from error
     return Cost(count.flops, parameter_count(student), uncounted=count.uncounted)
 
@@ -268,7 +269,6 @@ _ADDED: dict[str, Callable[..., int]] = {
     "addmv": lambda _self, matrix, *_, **__: 2 * matrix.numel(),
     "dot": lambda vector, *_, **__: 2 * vector.numel(),
     "addbmm": lambda _self, left, right, *_, **__: 2 * left.numel() * right.shape[-1],
-    "_int_mm": lambda left, right, *_, **__: 2 * left.numel() * right.shape[-1],
 }
 # Not every release of torch has every operator.
 _FORMULAS = {getattr(torch.ops.aten, k): v for k, v in _ADDED.items() if hasattr(torch.ops.aten, k)}

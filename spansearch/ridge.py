@@ -248,9 +248,8 @@ class RidgePath:
     rank_alphas: Tensor
     identity_error: float | None
     _stop: str = field(repr=False)
-    _decomposition: Decomposition = field(
-        repr=False
-    )  # shared by the spans of a reading; ranks are built when asked
+    # Shared by the spans of a reading and kept for at_rank, which builds a rank only when it is asked for.
+    _decomposition: Decomposition = field(repr=False)
 
     def at_rank(self, r: int) -> tuple[Tensor, Tensor, Tensor]:
         """Reduced-rank ridge, float64: down (r, d_in), up (d_out, r) with orthonormal columns, bias (d_out,).

@@ -194,6 +194,23 @@ def batch_size(batch: Batch) -> int:
     )
 
 
+def head(batch: Batch, count: int) -> Batch:
+    """The first ``count`` examples of a batch."""
+    return examples(batch, slice(0, count))
+
+
+def examples(batch: Batch, which: slice) -> Batch:
+    """Some examples of a batch; what has no batch dimension stays."""
+    size = batch_size(batch)
+
+    def cut(leaf: object) -> object:
+        return leaf[which] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size else leaf
+
+    if isinstance(batch, Mapping):
+        return {key: pytree.tree_map(cut, value) for key, value in batch.items()}
+    return pytree.tree_map(cut, batch)
+
+
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """The batch with every tensor on a device; its structure and types stay."""
     if isinstance(batch, Mapping):  # before tree_map, which does not know a tokenizer's BatchEncoding

@@ -45,6 +45,15 @@ class Recurrent(nn.Module):
         return self.layer(x if self.layer.batch_first else x.transpose(0, 1))[0]
 
 
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.inner(x, x, x)[0]
+
+
 def gpt_block(x, weight):
     q, k, v = (x @ weight).chunk(3, dim=-1)
     return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], is_causal=True)
@@ -65,7 +74,7 @@ LAYERS = [
     ("bilinear", lambda: Calls(lambda x, w: F.bilinear(x, x, w), 2, 3, 3), (3,), 2 * 2 * 3 * 3 + 2 * 2 * 3),
     (
         "attention",
-        lambda: Calls(lambda x, w: F.multi_head_attention_forward, 1) and Attention(),
+        Attention,
         (6, 8),
         2 * 6 * 8 * 32 + 2 * 2 * 6 * 6 * 8,
     ),
@@ -94,15 +103,6 @@ LAYERS = [
 ]
 
 
-class Attention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
-
-    def forward(self, x):
-        return self.inner(x, x, x)[0]
-
-
 def named(cases):
     return [pytest.param(*case[1:], id=case[0]) for case in cases]
 
@@ -120,12 +120,11 @@ def test_flops_by_hand(build, shape, flops, training):
 
 @pytest.mark.parametrize("build, shape, flops", named(LAYERS))
 def test_announced_as_counted(build, shape, flops):
-    state = torch.get_rng_state()
-    assert announce(build, shape) == cost(build().eval(), torch.randn(2, *shape))
-    del flops
-    torch.set_rng_state(state)
-    announce(build, shape)
-    assert torch.equal(torch.get_rng_state(), state)
+    random = torch.get_rng_state()
+    announced = announce(build, shape)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert announced == cost(build().eval(), torch.randn(2, *shape))
+    assert announced.flops == flops
 
 
 def attend(q, k, v, **options):
@@ -263,7 +262,7 @@ NAME = ("spansearch_test::product",)
         lambda w: w.view(2, 2, 4)[0],
         lambda w: w.t().contiguous().t(),
         lambda w: w.half().float(),
-        lambda w: w * torch.ones(4, 4).tril() if w.is_meta else torch.cat([w, w]),
+        lambda w: torch.cat([w, w]),
     ],
     ids=["itself", "view", "transposed copy", "cast", "joined"],
 )
@@ -365,14 +364,15 @@ def test_flops_by_node():
         "stem": 2 * 2 * 2 * 6 * 6,
         "ConvolutionBackward0": 2 * 2 * 3 * 2 * 3 * 4,
         "MkldnnRnnLayerBackward0": 2 * 2 * 3 * 20 * (4 + 5),
-        "AddmmBackward0": 2 * 2 * 3 * 5 * 7,
+        "MmBackward0": 2 * 2 * 3 * 5 * 7,
         "BmmBackward0": 2 * 2 * 2 * 3 * 3 * 7,
         "SquaresBackward": 2 * 2 * 7 * 2,
     }
     names = nodes(y) | {NO_NODE: "stem"}
     by_name = {}
     for node, count in tally.by_node.items():
-        by_name[names[node]] = by_name.get(names[node], 0) + count
+        name = names[node].replace("Addmm", "Mm")  # which of the two depends on strides
+        by_name[name] = by_name.get(name, 0) + count
     assert by_name == flops
     assert sum(tally.by_node.values()) == tally.total == sum(flops.values())
     assert tally.uncounted == ()
@@ -400,22 +400,20 @@ def flags():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_nothing_changes(training):
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)).train(training)
-    model[2].eval()
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout()).train(training)
+    model[2].train(not training)  # modules in different modes stay so
     before = {name: (t, t.clone(), t._version) for name, t in model.state_dict(keep_vars=True).items()}
-    was, random, modes = flags(), torch.get_rng_state(), [m.training for m in model.modules()]
-    cost(model, torch.randn(8, 4).add_(1))
-    torch.set_rng_state(random)
-    cost(model.train(training), x := torch.ones(8, 4) * torch.arange(8)[:, None])
+    modes = [module.training for module in model.modules()]
+    x, was, random = torch.randn(8, 4), flags(), torch.get_rng_state()
+    cost(model, x)
+    assert flags() == was
     assert torch.equal(torch.get_rng_state(), random)
-    model[2].eval()
-    assert (flags(), [m.training for m in model.modules()]) == (was, modes)
+    assert [module.training for module in model.modules()] == modes
     for name, tensor in model.state_dict(keep_vars=True).items():
         same, values, version = before[name]
         assert tensor is same
         assert torch.equal(tensor, values)
         assert training or tensor._version == version
-    assert x.sum() == 112
 
 
 def test_reassigned_buffer_is_put_back():

@@ -1,7 +1,8 @@
 """Where a network may legally be cut, and how a student takes a span's place."""
 
+from spansearch.spans.chains import Chain, Rejected
 from spansearch.spans.copying import copy_model
-from spansearch.spans.find import Chain, Rejected, Span, Spans, find_spans
+from spansearch.spans.find import Span, Spans, find_spans
 from spansearch.spans.points import CutPoint, Layout
 from spansearch.spans.splice import overlap, splice
 from spansearch.spans.verify import Verifier, verify

@@ -6,11 +6,11 @@ pass in topological order is exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 class Digraph:
-    """A directed acyclic graph over vertices 0..n-1 with one root and one sink, all on a path between the two.
+    """A directed acyclic graph over vertices 0..n-1 with one root and one sink, all on a path between.
 
     Args:
         successors: for every vertex the vertices its value flows into.
@@ -44,20 +44,19 @@ class Digraph:
 
     def post_dominates(self, vertex: int, other: int) -> bool:
         """Does every path from ``other`` to the sink run through ``vertex``?"""
-        return (
-            self._enter[vertex] <= self._enter[other] and self._leave[other] <= self._leave[vertex]
-        )
+        return self._enter[vertex] <= self._enter[other] and self._leave[other] <= self._leave[vertex]
 
-    def dominators(self, vertex: int) -> list[int]:
+    def dominators(self, vertex: int) -> Iterator[int]:
         """The vertices every path from the root to ``vertex`` runs through: nearest first, without itself."""
-        chain = []
         while vertex != self.root:
             vertex = self.idom[vertex]
-            chain.append(vertex)
-        return chain
+            yield vertex
 
     def between(self, start: int, stop: int) -> set[int]:
-        """The vertices strictly between a vertex and one it dominates."""
+        """The vertices from which ``stop`` is reached without passing ``start``.
+
+        Where ``start`` dominates ``stop``, these are the vertices strictly between the two.
+        """
         inside: set[int] = set()
         waiting = [vertex for vertex in self.predecessors[stop] if vertex != start]
         while waiting:
@@ -66,6 +65,17 @@ class Digraph:
                 inside.add(vertex)
                 waiting.extend(other for other in self.predecessors[vertex] if other != start)
         return inside
+
+    def reachable(self, vertex: int, forward: bool = True) -> set[int]:
+        """The vertices that ``vertex`` flows into (or, backwards, that flow into it), itself included."""
+        edges = self.successors if forward else self.predecessors
+        seen, waiting = {vertex}, [vertex]
+        while waiting:
+            for other in edges[waiting.pop()]:
+                if other not in seen:
+                    seen.add(other)
+                    waiting.append(other)
+        return seen
 
 
 def _dominators(

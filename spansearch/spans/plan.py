@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import torch
+
+from spansearch.spans.graph import Leaf, Trace
 from spansearch.spans.points import CutPoint, Place
-from spansearch.spans.trace import Leaf, Trace
+from spansearch.spans.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,8 @@ class PlannedCall:
         reads, returns: the leaf of (args, kwargs) that is passed on, and the leaf of the output it becomes;
             None where the call returns filler only.
         leaves, structure: what the call returned when it was traced.
-        reference: leaf of (args, kwargs) whose shape tells how far a run's shapes differ from the traced ones.
-        reference_shape: its shape when it was traced.
+        reference: leaf of (args, kwargs) whose shape and dtype tell how a run differs from the traced one.
+        reference_shape, reference_dtype: its own when it was traced.
     """
 
     path: str
@@ -28,100 +31,147 @@ class PlannedCall:
     reads: int | None
     returns: int | None
     leaves: tuple[Leaf, ...]
-    structure: Any
+    structure: Structure
     reference: int | None
     reference_shape: tuple[int, ...]
+    reference_dtype: torch.dtype | None
 
 
 @dataclass(frozen=True)
 class Plan:
     """How a span is replaced.
 
-    With ``substitute`` the first call's place holds the student and the others pass their input on: exact where
-    the calls follow one another and nothing but them lies in the span. Otherwise there is glue between
+    With ``substitute`` the first call's place holds the student and the others pass their input on: exact
+    where the calls follow one another and nothing but them lies in the span. Otherwise there is glue between
     them: the student runs where the start activation is read (``capture``), its output takes the stop
     activation's place where that is made (``emit``), and what lies between runs on zeros of the right shape.
+
+    Attributes:
+        obstacle: why no student can take its place, or None; the rest means nothing where there is one.
+        calls: the outermost module calls wholly inside; they no longer take place.
+        capture, emit: where the start can be read and the stop written, the best first.
+        vanished: (path, number) of the calls made inside ``calls``: they no longer take place either.
+        ops: vertices of everything computed between start and stop.
+        removed_flops: of ``calls``, for the whole batch.
+        start_shape, stop_shape: as traced, with the batch dimension.
+        totals: how often each module that ``capture`` or ``emit`` names is called.
     """
 
+    obstacle: str | None
     calls: tuple[PlannedCall, ...]
     substitute: bool
     capture: tuple[Place, ...]
     emit: tuple[Place, ...]
-    vanished: frozenset[int]
+    vanished: frozenset[tuple[str, int]]
     ops: frozenset[int]
-    removed_ops: frozenset[int]
+    removed_flops: int
     start_shape: tuple[int, ...]
     stop_shape: tuple[int, ...]
     totals: dict[str, int]
 
 
 def make_plan(traced: Trace, start: CutPoint, stop: CutPoint) -> Plan:
-    """Plan the replacement of a legal span; without ``calls`` there is nothing a student could replace."""
-    graph = traced.graph
-    inside = graph.between(start.vertex, stop.vertex)
+    """Plan the replacement of what lies between two cut points of one chain."""
+    inside = traced.graph.between(start.vertex, stop.vertex)
     ops = frozenset(vertex for vertex in inside if vertex in traced.operators)
-    replaced: list[int] = []
-    within: set[int] = set()
-    for index, call in enumerate(traced.calls):
-        if call.parent in within:
-            within.add(index)
-        elif call.path and call.ops and call.ops <= ops:
-            replaced.append(index)
-            within.add(index)
+    replaced, vanished = _calls_inside(traced, inside, ops)
     removed = frozenset().union(*(traced.calls[index].ops for index in replaced))
-    in_sequence = _in_sequence(traced, replaced, start.vertex, stop.vertex)
-    substitute = removed == ops and in_sequence
-    calls = []
-    previous = start.vertex
-    for index in replaced:
-        call = traced.calls[index]
-        reads = returns = None
-        if substitute:
-            reads = next(leaf for leaf, vertex in call.inputs.items() if vertex == previous)
-            following = _next_vertex(traced, replaced, index, stop.vertex)
-            returns = next(leaf for leaf, vertex in call.outputs.items() if vertex == following)
-            previous = following
-        reference = reads if reads is not None else next(iter(call.inputs), None)
-        shape = traced.activations[call.inputs[reference]].shape if reference is not None else ()
-        total = traced.call_counts[call.path]
-        calls.append(
-            PlannedCall(
-                call.path, call.number, total, reads, returns, call.leaves, call.structure, reference, shape
-            )
+    route = _route(traced, replaced, start.vertex, stop.vertex) if removed == ops else None
+    emit = tuple(place for place in stop.places if place.side == "out" and place.path)
+    capture = _captures(traced, start, emit)
+    obstacle = None
+    if not stop.can_stop:
+        obstacle = (
+            f"{stop.name} is made by glue between modules, where no student's output can take its place"
         )
+    elif not replaced:
+        obstacle = "no module call lies wholly between them"
+    elif route is None and not capture:
+        obstacle = f"no module call reads {start.name} before {stop.name} is made, so no student could either"
     return Plan(
-        tuple(calls),
-        substitute,
-        start.places,
-        tuple(place for place in stop.places if place.side == "out"),
-        frozenset(within - set(replaced)),
+        obstacle,
+        tuple(_planned(traced, index, route[k] if route else None) for k, index in enumerate(replaced)),
+        route is not None,
+        capture,
+        emit,
+        frozenset((traced.calls[index].path, traced.calls[index].number) for index in vanished),
         ops,
-        removed,
+        sum(traced.calls[index].flops for index in replaced),
         traced.activations[start.vertex].shape,
         traced.activations[stop.vertex].shape,
         {place.path: traced.call_counts[place.path] for place in (*start.places, *stop.places)},
     )
 
 
-def _in_sequence(traced: Trace, replaced: list[int], start: int, stop: int) -> bool:
-    """Does each call read only what the one before it returned, the first the start, the last return the stop?"""
-    if not replaced:
-        return False
+def _captures(traced: Trace, start: CutPoint, emit: Sequence[Place]) -> tuple[Place, ...]:
+    """Where the start can be read before the stop is due; the model's own arguments last, for users pass them
+    in any order."""
+    due = emit[0].call if emit else -1
+
+    def in_time(place: Place) -> bool:
+        call = place.call
+        while call > due:  # a call made during the one that makes the stop begins before that one ends
+            call = traced.calls[call].parent
+        return place.side == "out" or place.call <= due or call == due
+
+    return tuple(sorted(filter(in_time, start.places), key=lambda place: not place.path))
+
+
+def _calls_inside(traced: Trace, inside: set[int], ops: frozenset[int]) -> tuple[list[int], list[int]]:
+    """Indices of the outermost calls wholly inside, as they begin, and of the calls made in them."""
+    replaced: list[int] = []
+    vanished: list[int] = []
+    within: set[int] = set()
+    works = False
+    for index, call in enumerate(traced.calls):
+        if call.parent in within:
+            within.add(index)
+            vanished.append(index)
+            continue
+        touched = {*call.inputs.values(), *call.outputs.values()}
+        # one that computes nothing, such as dropout in eval mode, goes with what surrounds it
+        gone = call.ops <= ops if call.ops else bool(call.inputs and call.outputs) and touched <= inside
+        if call.path and gone:
+            within.add(index)
+            replaced.append(index)
+            works = works or bool(call.ops)
+    return (replaced, vanished) if works else ([], [])
+
+
+def _route(traced: Trace, replaced: Sequence[int], start: int, stop: int) -> list[tuple[int, int]] | None:
+    """For every call the leaf it reads and the leaf that what it returns goes on by.
+
+    None unless each call reads only what the one before it returned, the first the start, the last return the
+    stop.
+    """
+    route = []
     current = start
-    for index in replaced:
-        if set(traced.calls[index].inputs.values()) != {current}:
-            return False
-        following = _next_vertex(traced, replaced, index, stop)
-        if following not in traced.calls[index].outputs.values():
-            return False
-        current = following
-    return current == stop
+    for k, index in enumerate(replaced):
+        call = traced.calls[index]
+        following = {stop} if k + 1 == len(replaced) else set(traced.calls[replaced[k + 1]].inputs.values())
+        returns = [leaf for leaf, vertex in call.outputs.items() if following == {vertex}]
+        if set(call.inputs.values()) != {current} or not returns:
+            return None
+        route.append((next(iter(call.inputs)), returns[0]))
+        current = following.pop()
+    return route if route else None
 
 
-def _next_vertex(traced: Trace, replaced: list[int], index: int, stop: int) -> int:
-    """What the next replaced call reads, or the stop after the last one; -1 where it reads several."""
-    after = replaced.index(index) + 1
-    if after == len(replaced):
-        return stop
-    read = set(traced.calls[replaced[after]].inputs.values())
-    return read.pop() if len(read) == 1 else -1
+def _planned(traced: Trace, index: int, way: tuple[int, int] | None) -> PlannedCall:
+    call = traced.calls[index]
+    assert call.structure is not None
+    reads, returns = way if way is not None else (None, None)
+    reference = reads if reads is not None else next(iter(call.inputs), None)
+    seen = traced.activations[call.inputs[reference]] if reference is not None else None
+    return PlannedCall(
+        call.path,
+        call.number,
+        traced.call_counts[call.path],
+        reads,
+        returns,
+        call.leaves,
+        call.structure,
+        reference,
+        seen.shape if seen is not None else (),
+        seen.dtype if seen is not None else None,
+    )

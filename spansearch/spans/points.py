@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from spansearch.spans.trace import Call, Trace
+from spansearch.spans.graph import Trace
 
 Layout = Literal["vector", "tokens", "map"]
 Side = Literal["in", "out"]
@@ -31,11 +31,12 @@ class CutPoint:
     Attributes:
         name: the module call that makes it, e.g. ``layer2.0``. ``input`` is the model's own input. A module
             called several times gets ``relu@2`` for its second call; a further output ``lstm[1]``; what glue
-            between modules makes (a residual add, a view) is named by the call that reads it: ``norm:input``.
+            between modules makes (a residual add, a view) is named by the call that reads it: ``norm:input``,
+            or ``mix:input[1]`` for a further argument.
         shape: of one example, without the batch dimension.
         dtype: floating-point.
-        layout: ``vector`` (N, C), ``tokens`` (N, T, C), ``map`` (N, C, H, W), or None where it is none of them
-            or its first dimension is not the batch.
+        layout: ``vector`` (N, C), ``tokens`` (N, T, C), ``map`` (N, C, H, W), or None where it is none of
+            them or its first dimension is not the batch.
         aliases: further names of the same activation, e.g. ``layer2`` for its last block's output.
         can_stop: a module call returns it, so a student's output can take its place.
     """
@@ -75,7 +76,7 @@ def cut_points(traced: Trace) -> dict[int, CutPoint]:
             inner = [place for place in readers if place.path]
             if not inner:
                 continue
-            names = [f"{name}:input" for name in _names(traced, inner)]
+            names = _names(traced, inner)
         layout = _layout(activation.shape, traced.batch_size)
         points[vertex] = CutPoint(
             names[0],
@@ -100,11 +101,16 @@ def _names(traced: Trace, places: list[Place]) -> list[str]:
 
 
 def _name(traced: Trace, place: Place) -> str:
-    call: Call = traced.calls[place.call]
+    call = traced.calls[place.call]
     name = call.path
     if traced.call_counts[call.path] > 1:
         name += f"@{call.number + 1}"
-    return name if place.leaf == 0 or place.side == "in" else f"{name}[{place.leaf}]"
+    if place.side == "in":
+        first = min(call.inputs) == place.leaf
+        return f"{name}:input" if first else f"{name}:input[{place.leaf}]"
+    if name == "input":  # a module of that name: "input" alone is the model's own input
+        name = "input:output"
+    return name if place.leaf == 0 else f"{name}[{place.leaf}]"
 
 
 def _layout(shape: tuple[int, ...], batch_size: int) -> Layout | None:

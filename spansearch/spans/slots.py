@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +12,9 @@ from torch.utils import _pytree as pytree
 
 from spansearch.errors import SpanError
 from spansearch.spans.copying import meta_copy
+from spansearch.spans.graph import Leaf
 from spansearch.spans.plan import PlannedCall
-from spansearch.spans.trace import Leaf
+from spansearch.spans.structure import flatten, unflatten
 
 
 class Relay:
@@ -29,19 +32,22 @@ class Relay:
         self.value: Tensor | None = None
 
     def run(self, x: Tensor) -> Tensor:
+        """The student's output, checked, in memory of its own."""
         y = self.student(x)
-        if not isinstance(y, Tensor) or y.ndim != len(self.stop_shape):
-            self._complain(tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__)
-        if x.shape[1:] == self.start_shape[1:] and y.shape[1:] != self.stop_shape[1:]:
-            self._complain(tuple(y.shape))
+        if not isinstance(y, Tensor):
+            self._complain(type(y).__name__)
+        elif not self._fits(x, y):
+            self._complain(f"{tuple(y.shape)} for an input of shape {tuple(x.shape)}")
         if y is x or y._is_view():
             y = y.clone()  # an in-place operator behind the span must not reach the activation in front of it
         return y
 
     def capture(self, x: Tensor) -> None:
+        """Run the student now, for later."""
         self.value = self.run(x)
 
     def take(self) -> Tensor:
+        """The student's output, once."""
         if self.value is None:
             raise SpanError(
                 f"{self.name}: the student's output is due before its input was seen. The forward pass took "
@@ -50,67 +56,139 @@ class Relay:
         value, self.value = self.value, None
         return value
 
-    def _complain(self, got: object) -> None:
+    def _fits(self, x: Tensor, y: Tensor) -> bool:
+        if y.ndim != len(self.stop_shape):
+            return False
+        if x.shape[1:] == self.start_shape[1:] and y.shape[1:] != self.stop_shape[1:]:
+            return False
+        same_batch = self.start_shape[:1] == self.stop_shape[:1]
+        return not same_batch or y.shape[:1] == x.shape[:1]
+
+    def _complain(self, got: str) -> None:
         raise SpanError(
-            f"{self.name}: the student must return shape (N, {', '.join(map(str, self.stop_shape[1:]))}), got "
-            f"{got}. The modules behind the span expect it. Build the student for this span."
+            f"{self.name}: the student must return shape (N, {', '.join(map(str, self.stop_shape[1:]))}), "
+            f"got {got}. The modules behind the span expect it. Build the student for this span."
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "value": None}  # what an aborted forward pass left cannot be copied
 
 
 class CallCounter:
-    """Which call of a module within one forward pass this is; counted only where it matters."""
+    """Which call of a module within one forward pass this is."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.seen = 0
 
     def next(self) -> int:
-        number = self.seen if self.total > 1 else 0
-        self.seen += 1
+        """The number of the call that begins or ends now, from 0."""
+        number = self.seen % self.total
+        self.seen = number + 1
         return number
 
 
 class Slot(nn.Module):
     """Stands where a module was: returns what its calls are planned to return, in the structure they had.
 
-    Calls that are not planned still run the original module, whose parameters keep their names. Attributes the
-    surrounding code reads come from a stand-in for the original on the meta device.
+    Calls that are not planned still run the original module, whose parameters keep their names. Attributes
+    the surrounding code reads come from a stand-in for the original on the meta device.
+
+    Args:
+        original: the module.
+        total: how often it is called in one forward pass.
+        planned: for each call that is replaced, what it returns and, where it runs the student, the relay.
     """
 
-    def __init__(self, original: nn.Module, total: int, planned: set[int]) -> None:
+    def __init__(
+        self, original: nn.Module, total: int, planned: dict[int, tuple[PlannedCall, Relay | None]]
+    ) -> None:
         super().__init__()
         self.training = original.training
         self.__dict__["_stand_in"] = meta_copy(original)
         self.__dict__["_original"] = None
         self._counter = CallCounter(total)
-        self._planned: dict[int, tuple[PlannedCall, Relay | None]] = {}
-        if planned != set(range(total)):
+        self._planned = planned
+        if len(planned) < total:
             self.__dict__["_original"] = original  # not a child: its names must not change
             self._parameters, self._buffers = original._parameters, original._buffers
-            self._modules = original._modules
+            self._modules = dict(original._modules)  # its own: the student is none of the original's
+            self._non_persistent_buffers_set = original._non_persistent_buffers_set
+            self.__dict__["_version"] = original._version
 
-    def plan(self, call: PlannedCall, relay: Relay | None) -> None:
-        self._planned[call.number] = (call, relay)
+    def add_student(self, student: nn.Module) -> None:
+        """Register a student under the first free name: student, student2, ..."""
+        name, k = "student", 1
+        while hasattr(self, name):
+            k += 1
+            name = f"student{k}"
+        self.add_module(name, student.train(self.training))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         number = self._counter.next()
         if number not in self._planned:
-            if self._original is not None:
-                return self._original(*args, **kwargs)
-            number = max(self._planned)
+            return self._original(*args, **kwargs)
         call, relay = self._planned[number]
-        leaves = pytree.tree_leaves((args, kwargs))
+        given, _ = flatten((args, kwargs))
+        reference = given[call.reference] if call.reference is not None else None
         passed = None
         if call.reads is not None:
-            passed = relay.run(leaves[call.reads]) if relay is not None else leaves[call.reads]
-        if len(call.leaves) == 1 and passed is not None:
-            return pytree.tree_unflatten([passed], call.structure)
-        reference = leaves[call.reference] if call.reference is not None else None
-        out = [
-            passed if passed is not None and i == call.returns else fill(leaf, reference, call.reference_shape)
-            for i, leaf in enumerate(call.leaves)
+            passed = relay.run(given[call.reads]) if relay is not None else given[call.reads]
+        if passed is not None and len(call.leaves) == 1:
+            return unflatten([passed], call.structure)
+        leaves = self._sized(call, reference, args, kwargs)
+        out = [_zeros(leaf, call, reference) for leaf in leaves]
+        if passed is not None and call.returns is not None:
+            out[call.returns] = passed
+        return unflatten(out, call.structure)
+
+    def _sized(self, call: PlannedCall, reference: Any, args: Any, kwargs: Any) -> Sequence[Leaf]:
+        """What the call would return for inputs of these sizes."""
+        if not isinstance(reference, Tensor) or reference.shape == call.reference_shape:
+            return call.leaves
+        batch = call.reference_shape[:1]
+        if reference.shape[1:] == call.reference_shape[1:] and all(
+            leaf.shape is None or leaf.shape[:1] == batch for leaf in call.leaves
+        ):
+            return [
+                replace(leaf, shape=leaf.shape and (*reference.shape[:1], *leaf.shape[1:]))
+                for leaf in call.leaves
+            ]
+        return self._asked(call, reference, args, kwargs)
+
+    def _asked(self, call: PlannedCall, reference: Tensor, args: Any, kwargs: Any) -> Sequence[Leaf]:
+        """The same, asked of the stand-in, which computes sizes only."""
+
+        def without_values(tensor: Tensor) -> Tensor:
+            alike = tensor.dtype == reference.dtype
+            return tensor.detach().to("meta", call.reference_dtype if alike else tensor.dtype)
+
+        try:
+            with torch.no_grad():
+                args, kwargs = pytree.tree_map_only(Tensor, without_values, (args, kwargs))
+                found, _ = flatten(self._stand_in(*args, **kwargs))
+        except Exception:  # it reads values, or was never meant for the meta device
+            return [_scaled(leaf, call, reference) for leaf in call.leaves]
+        if len(found) != len(call.leaves):
+            return call.leaves
+        pairs = zip(call.leaves, found, strict=True)
+        return [
+            replace(leaf, shape=tuple(now.shape)) if isinstance(now, Tensor) else leaf for leaf, now in pairs
         ]
-        return pytree.tree_unflatten(out, call.structure)
+
+    def train(self, mode: bool = True) -> Slot:
+        super().train(mode)
+        if self._original is not None:
+            self._original.training = mode
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if self._original is not None:
+            self._original._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self._original is not None:
+            self._original._load_from_state_dict(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -122,21 +200,25 @@ class Slot(nn.Module):
             return getattr(stand_in, name)
 
 
-def fill(leaf: Leaf, reference: Tensor | None, reference_shape: tuple[int, ...]) -> Any:
-    """Zeros in the shape a replaced call would have returned; what is no tensor is returned as traced.
-
-    Sizes that differ from the traced ones (another batch size, another length) are carried over from the
-    call's input, dimension by dimension.
-    """
+def _zeros(leaf: Leaf, call: PlannedCall, reference: Any) -> Any:
+    """Zeros where a replaced call would have returned a tensor; what is no tensor is returned as traced."""
     if leaf.shape is None or leaf.dtype is None:
         return leaf.value
+    if not isinstance(reference, Tensor):
+        return torch.zeros(leaf.shape, dtype=leaf.dtype)
+    dtype = reference.dtype if leaf.dtype == call.reference_dtype else leaf.dtype
+    return torch.zeros(leaf.shape, dtype=dtype, device=reference.device)
+
+
+def _scaled(leaf: Leaf, call: PlannedCall, reference: Tensor) -> Leaf:
+    """A leaf with sizes carried over from the call's input, dimension by dimension."""
+    if leaf.shape is None or reference.ndim != len(call.reference_shape):
+        return leaf
     shape = list(leaf.shape)
-    if reference is not None and reference.ndim == len(reference_shape):
-        for i, (now, traced) in enumerate(zip(reference.shape, reference_shape, strict=True)):
-            if i < len(shape) and now != traced and traced and (shape[i] * now) % traced == 0:
-                shape[i] = shape[i] * now // traced
-    device = reference.device if reference is not None else None
-    return torch.zeros(shape, dtype=leaf.dtype, device=device)
+    for i, (now, traced) in enumerate(zip(reference.shape, call.reference_shape, strict=True)):
+        if i < len(shape) and traced and shape[i] > 1 and (shape[i] * now) % traced == 0:
+            shape[i] = shape[i] * now // traced
+    return replace(leaf, shape=tuple(shape))
 
 
 class CaptureHook:
@@ -147,14 +229,16 @@ class CaptureHook:
         self.counter = CallCounter(total)
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """As a forward pre-hook with keyword arguments."""
         self._capture((args, kwargs))
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """As a forward hook."""
         self._capture(output)
 
     def _capture(self, structure: Any) -> None:
-        if self.counter.next() == (self.number if self.counter.total > 1 else 0):
-            self.relay.capture(pytree.tree_leaves(structure)[self.leaf])
+        if self.counter.next() == self.number:
+            self.relay.capture(flatten(structure)[0][self.leaf])
 
 
 class EmitHook:
@@ -165,11 +249,12 @@ class EmitHook:
         self.counter = CallCounter(total)
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if self.counter.next() != (self.number if self.counter.total > 1 else 0):
+        """As a forward hook."""
+        if self.counter.next() != self.number:
             return None
-        leaves, structure = pytree.tree_flatten(output)
+        leaves, structure = flatten(output)
         leaves[self.leaf] = self.relay.take()
-        return pytree.tree_unflatten(leaves, structure)
+        return unflatten(leaves, structure)
 
 
 class ResetHook:
@@ -179,6 +264,7 @@ class ResetHook:
         self.counters, self.relays = counters, relays
 
     def before(self, module: nn.Module, args: Any) -> None:
+        """As a forward pre-hook of the model."""
         for counter in self.counters:
             counter.seen = 0
         for relay in self.relays:

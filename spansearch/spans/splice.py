@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from torch import nn
@@ -27,49 +28,30 @@ def splice(model: M, students: Mapping[Span, nn.Module]) -> M:
 
     Returns:
         An object of the model's class. What stays keeps its state_dict keys and shares its memory with the
-        model until somebody writes to it (copy_model). Students are found under ``<replaced module>.student``.
+        model until somebody writes to it (copy_model). Students are under ``<replaced module>.student``.
 
     Raises:
         SpanError: spans overlap, or the model does not have the modules of the span.
     """
-    _require_disjoint(list(students))
+    spans = list(students)
+    _require_disjoint(spans)
     copied = copy_model(model)
     relays = {
         span: Relay(span.name, student, span.plan.start_shape, span.plan.stop_shape)
         for span, student in students.items()
     }
-    counters: list[CallCounter] = []
-    for path in dict.fromkeys(call.path for span in students for call in span.plan.calls):
-        planned = [(span, call) for span in students for call in span.plan.calls if call.path == path]
-        slot = Slot(_submodule(copied, path), planned[0][1].total, {call.number for _, call in planned})
-        counters.append(slot._counter)
-        for span, call in planned:
-            first = call is span.plan.calls[0]
-            slot.plan(call, relays[span] if first and span.plan.substitute else None)
-            if first:
-                _add_student(slot, students[span])
-        _replace_everywhere(copied, _submodule(copied, path), slot)
-    vanished = frozenset().union(*(span.plan.vanished for span in students))
-    glued = [span for span in students if not span.plan.substitute]
+    remaining = _Remaining(spans)
+    counters = _replace_calls(copied, relays, remaining)
+    glued = [span for span in spans if not span.plan.substitute]
     for span in glued:  # all emissions before any capture: a module may end one span and start the next
-        place = _first_standing(span.plan.emit, vanished, span)
-        emit = EmitHook(relays[span], place.number, span.plan.totals[place.path], place.leaf)
-        counters.append(emit.counter)
-        _submodule(copied, place.path).register_forward_hook(emit.after)
+        counters.append(_emit(copied, span, relays[span], remaining))
     for span in glued:
-        place = _first_standing(span.plan.capture, vanished, span)
-        capture = CaptureHook(relays[span], place.number, span.plan.totals[place.path], place.leaf)
-        counters.append(capture.counter)
-        module = _submodule(copied, place.path)
-        if place.side == "out":
-            module.register_forward_hook(capture.after)
-        else:
-            module.register_forward_pre_hook(capture.before, with_kwargs=True)
+        counters.append(_capture(copied, span, relays[span], remaining))
     if glued or any(counter.total > 1 for counter in counters):
         copied.register_forward_pre_hook(ResetHook(counters, list(relays.values())).before, prepend=True)
     for module in copied.modules():
         if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, Slot) for m in module.modules()):
-            module.enable_nested_tensor = False  # students take padded tensors
+            module.use_nested_tensor = False  # students take padded tensors
     return copied
 
 
@@ -78,24 +60,82 @@ def overlap(first: Span, second: Span) -> bool:
     return bool(first.plan.ops & second.plan.ops)
 
 
-def _require_disjoint(spans: Iterable[Span]) -> None:
-    spans = list(spans)
+def _require_disjoint(spans: Sequence[Span]) -> None:
     if not spans:
         raise SpanError("splice: no span given; pass {span: student}.")
     for i, first in enumerate(spans):
         for second in spans[i + 1 :]:
             if overlap(first, second):
                 raise SpanError(
-                    f"splice: {first.name} and {second.name} overlap: both replace what lies between. Spans of "
-                    "one splice must not overlap; one may start where another stops."
+                    f"splice: {first.name} and {second.name} overlap: both replace what lies between. Spans "
+                    "of one splice must not overlap; one may start where another stops."
                 )
 
 
-def _first_standing(places: tuple[Place, ...], vanished: frozenset[int], span: Span) -> Place:
-    for place in places:
-        if place.call not in vanished:
-            return place
-    raise SpanError(f"splice: {span.name} touches modules that another splice removes.")
+class _Remaining:
+    """How the calls of a module are numbered once those inside replaced calls no longer take place."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self.vanished = frozenset().union(*(span.plan.vanished for span in spans))
+        self.gone = Counter(path for path, _ in self.vanished)
+
+    def number(self, path: str, number: int) -> int:
+        return number - sum(gone == path and k < number for gone, k in self.vanished)
+
+    def total(self, path: str, total: int) -> int:
+        return total - self.gone[path]
+
+    def first(self, places: Sequence[Place], span: Span) -> Place:
+        """The best place that still exists."""
+        for place in places:
+            if (place.path, place.number) not in self.vanished:
+                return place
+        raise SpanError(f"splice: {span.name} touches modules that another splice removes.")
+
+
+def _replace_calls(
+    model: nn.Module, relays: Mapping[Span, Relay], remaining: _Remaining
+) -> list[CallCounter]:
+    """Slots in the place of modules; returns their counters."""
+    counters = []
+    for path in dict.fromkeys(call.path for span in relays for call in span.plan.calls):
+        planned = {}
+        students = []
+        for span, relay in relays.items():
+            for call in span.plan.calls:
+                if call.path == path:
+                    first = call is span.plan.calls[0]
+                    runs = relay if first and span.plan.substitute else None
+                    planned[remaining.number(path, call.number)] = (call, runs)
+                    total = remaining.total(path, call.total)
+                    if first:
+                        students.append(relay.student)
+        slot = Slot(_submodule(model, path), total, planned)
+        counters.append(slot._counter)
+        for student in students:
+            slot.add_student(student)
+        _replace_everywhere(model, _submodule(model, path), slot)
+    return counters
+
+
+def _emit(model: nn.Module, span: Span, relay: Relay, remaining: _Remaining) -> CallCounter:
+    place = remaining.first(span.plan.emit, span)
+    total = remaining.total(place.path, span.plan.totals[place.path])
+    hook = EmitHook(relay, remaining.number(place.path, place.number), total, place.leaf)
+    _submodule(model, place.path).register_forward_hook(hook.after)
+    return hook.counter
+
+
+def _capture(model: nn.Module, span: Span, relay: Relay, remaining: _Remaining) -> CallCounter:
+    place = remaining.first(span.plan.capture, span)
+    total = remaining.total(place.path, span.plan.totals[place.path])
+    hook = CaptureHook(relay, remaining.number(place.path, place.number), total, place.leaf)
+    module = _submodule(model, place.path)
+    if place.side == "out":
+        module.register_forward_hook(hook.after)
+    else:
+        module.register_forward_pre_hook(hook.before, with_kwargs=True)
+    return hook.counter
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module:
@@ -103,22 +143,21 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
         return model.get_submodule(path)
     except AttributeError as error:
         raise SpanError(
-            f"splice: {type(model).__name__} has no module {path!r}. The span was found in a model of another "
-            "structure. Run find_spans on this model."
+            f"splice: {type(model).__name__} has no module {path!r}. The span was found in a model of "
+            "another structure. Run find_spans on this model."
         ) from error
-
-
-def _add_student(slot: Slot, student: nn.Module) -> None:
-    name, k = "student", 1
-    while name in slot._modules:
-        k += 1
-        name = f"student{k}"
-    slot.add_module(name, student.train(slot.training))
 
 
 def _replace_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Under every name the module is registered with, or the other name would still run the old one."""
-    for parent in list(model.modules()):
+    for parent in _parents(model):
         for name, child in list(parent._modules.items()):
             if child is old and parent is not new:
                 parent._modules[name] = new
+
+
+def _parents(model: nn.Module) -> Iterator[nn.Module]:
+    for module in list(model.modules()):
+        yield module
+        if isinstance(module, Slot) and module._original is not None:
+            yield module._original

@@ -5,25 +5,27 @@ The autograd graph is blind to what carries no gradient: detach, argmax, ``.item
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from spansearch.cost import countable
 from spansearch.errors import SpanError
 from spansearch.spans.copying import copy_model
 from spansearch.spans.find import Span
-from spansearch.spans.points import CutPoint, Place
+from spansearch.spans.inputs import main_inputs
 from spansearch.spans.splice import splice
-from spansearch.spans.trace import main_inputs
+from spansearch.spans.structure import clone_tensors, flatten, unflatten
+from spansearch.spans.taps import Tap, tapped
 from spansearch.task import Batch, arguments
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the output's spread, that float32 reordering explains."""
+
+MOST_OTHERS = 3
+"""Each input replayed costs two forward passes a span."""
 
 Values = list[Any]
 
@@ -31,7 +33,7 @@ Values = list[Any]
 def verify(model: nn.Module, span: Span, examples: Iterable[Batch]) -> None:
     """Replay a span across inputs; return None if it may be replaced.
 
-    With x and other inputs x' (the other batches, the examples in another order, the negated input) it demands:
+    With x and other inputs x' (other batches, the examples in another order, negated and scaled) it demands:
 
     1. x' with the start activation recorded for x gives the stop activation of x: nothing else flows in.
     2. x' with the stop activation recorded for x, everything in the span replaced, gives the output of x. For
@@ -49,86 +51,93 @@ def verify(model: nn.Module, span: Span, examples: Iterable[Batch]) -> None:
 
 
 class Verifier:
-    """Verifies many spans of one model, running every replay of a cut point once."""
+    """Verifies spans of one model on the same examples, running the model on these only once.
+
+    Args:
+        model: the model; a copy of it runs, in eval mode.
+        examples: as for verify; three batches at most are used.
+
+    Raises:
+        SpanError: there are no examples, or none differs from the others.
+    """
 
     def __init__(self, model: nn.Module, examples: Sequence[Batch]) -> None:
         if not examples:
             raise SpanError("verify: no examples given; pass one or more batches, two or more examples each.")
-        self.model = copy_model(model)
-        self.inputs = [arguments(examples[0]), *_other_inputs(examples)]
-        with _quiet_run():
-            self.outputs = [self._run(self.model, given) for given in self.inputs]
+        self.model = copy_model(model).eval()
+        self.given = arguments(examples[0])
+        self.others = _other_inputs(examples)
+        self.output = self._run(self.model, self.given)
 
     def check(self, span: Span) -> None:
         """Raise SpanError with the reason unless the span survives both replays."""
-        recorded = self._record(*filter(None, (span.start, span.stop, span.anchor)))
-        self._check_inflow(span, recorded)
-        self._check_outflow(span, recorded)
+        taps = {point.name: Tap(point) for point in (span.start, span.stop, span.anchor) if point is not None}
+        with tapped(self.model, taps.values(), origins=True):
+            self._run(self.model, self.given)
+        missing = [name for name, tap in taps.items() if tap.value is None]
+        if missing:
+            raise SpanError(
+                f"{span.name}: the forward pass on these examples takes another way and does not make "
+                f"{missing[0]}."
+            )
+        self._check_inflow(span, taps)
+        self._check_outflow(span, taps)
 
-    def _record(self, *points: CutPoint) -> dict[str, Tensor]:
-        taps = {point.name: _Tap(point) for point in points if point.places}
-        self._with_hooks(list(taps.values()), self.inputs[0])
-        return {name: tap.value for name, tap in taps.items() if tap.value is not None}
-
-    def _check_inflow(self, span: Span, recorded: dict[str, Tensor]) -> None:
-        for given in self.inputs[1:]:
-            watch = _Tap(span.stop)
-            force = _Tap(span.start, recorded[span.start.name])
+    def _check_inflow(self, span: Span, taps: dict[str, Tap]) -> None:
+        start, stop = taps[span.start.name], taps[span.stop.name]
+        force, watch = Tap(span.start, start.value, start.origin), Tap(span.stop)
+        for given in self.others:
             try:
-                self._with_hooks([force, watch], given)
+                with tapped(self.model, [force, watch]):
+                    self._run(self.model, given)
             except Exception as error:
-                raise SpanError(f"{span.name}: replaying it failed: {type(error).__name__}: {error}") from error
+                raise SpanError(
+                    f"{span.name}: replaying it failed: {type(error).__name__}: {error}"
+                ) from error
             if force.value is None or watch.value is None:
                 raise SpanError(
                     f"{span.name}: for another input the forward pass takes another way and does not make "
                     f"{span.start.name if force.value is None else span.stop.name}."
                 )
-            if _differ([watch.value], [recorded[span.stop.name]]):
+            if _differ([watch.value], [stop.value]):
                 raise SpanError(
                     f"{span.name}: {span.stop.name} also depends on something that does not run through "
-                    f"{span.start.name}: another input with the same {span.start.name} changes it. A value passes "
-                    "by outside autograd (detach, argmax, .item(), an if on a value)."
+                    f"{span.start.name}: another input with the same {span.start.name} changes it. A value "
+                    "passes by outside autograd (detach, argmax, .item(), an if on a value)."
                 )
 
-    def _check_outflow(self, span: Span, recorded: dict[str, Tensor]) -> None:
-        spliced = splice(self.model, {span: _Replay(recorded[span.stop.name])})
-        around = [_Tap(span.anchor, recorded[span.anchor.name])] if span.anchor is not None else []
+    def _check_outflow(self, span: Span, taps: dict[str, Tap]) -> None:
+        recorded = taps[span.stop.name].value
+        assert recorded is not None
+        spliced = splice(self.model, {span: _Replay(recorded)})
+        around = []
+        if span.anchor is not None:
+            anchor = taps[span.anchor.name]
+            around.append(Tap(span.anchor, anchor.value, anchor.origin))
         same_input = span.nested and span.anchor is None  # nothing to hold the paths around it still with
-        for given in self.inputs[:1] if same_input else self.inputs[1:]:
-            handles = [tap.attach(spliced) for tap in around]
+        for given in [self.given] if same_input else self.others:
             try:
-                with _quiet_run():
-                    out = self._run(spliced, given)
+                with tapped(spliced, around):
+                    output = self._run(spliced, given)
             except Exception as error:
                 raise SpanError(
                     f"{span.name}: the model does not run without it: {type(error).__name__}: {error}"
                 ) from error
-            finally:
-                for handle in handles:
-                    handle.remove()
-            if _differ(out, self.outputs[0]):
+            if _differ(output, self.output):
                 raise SpanError(
                     f"{span.name}: the output still depends on something that does not run through "
-                    f"{span.stop.name}: another input with the same {span.stop.name} changes it. A value passes "
-                    "by outside autograd (detach, argmax, .item(), an if on a value)."
+                    f"{span.stop.name}: another input with the same {span.stop.name} changes it. A value "
+                    "passes by outside autograd (detach, argmax, .item(), an if on a value), or an in-place "
+                    "operator in the span overwrites what is read behind it."
                 )
-
-    def _with_hooks(self, taps: Sequence[_Tap], given: Any) -> None:
-        handles = [tap.attach(self.model) for tap in taps]
-        try:
-            with _quiet_run():
-                self._run(self.model, given)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @staticmethod
     def _run(model: nn.Module, given: Any) -> Values:
-        args, kwargs = pytree.tree_map_only(Tensor, torch.clone, given)  # the model may work in place
-        output = model(*args, **kwargs)
-        leaves = pytree.tree_leaves(output)
-        if not any(isinstance(leaf, Tensor) for leaf in leaves) and hasattr(output, "__dict__"):
-            leaves = pytree.tree_leaves(dict(vars(output)))
+        """No gradients, no fused attention that would skip module calls, random numbers as they were."""
+        args, kwargs = clone_tensors(given)  # the model may work in place
+        with torch.no_grad(), torch.random.fork_rng(), countable():
+            torch.manual_seed(0)
+            leaves, _ = flatten(model(*args, **kwargs))
         return [leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)]
 
 
@@ -143,72 +152,50 @@ class _Replay(nn.Module):
         return self.value.clone()
 
 
-class _Tap:
-    """Reads an activation during a forward pass or, given a value, writes it there."""
-
-    def __init__(self, point: CutPoint, value: Tensor | None = None) -> None:
-        self.place: Place = point.places[0]
-        self.force = value
-        self.value: Tensor | None = None
-        self.seen = 0
-
-    def attach(self, model: nn.Module) -> Any:
-        self.value, self.seen = None, 0
-        module = model.get_submodule(self.place.path)
-        if self.place.side == "out":
-            return module.register_forward_hook(lambda _m, _a, output: self._tap(output))
-        return module.register_forward_pre_hook(
-            lambda _m, args, kwargs: self._tap((args, kwargs)), with_kwargs=True
-        )
-
-    def _tap(self, structure: Any) -> Any:
-        number, self.seen = self.seen, self.seen + 1
-        if number != self.place.number:
-            return None
-        leaves, spec = pytree.tree_flatten(structure)
-        if self.force is None:
-            self.value = leaves[self.place.leaf].detach().clone()
-            return None
-        self.value = self.force
-        if self.place.side == "in":  # in place, so that glue which reads the same tensor sees it as well
-            leaves[self.place.leaf].copy_(self.force)
-            return None
-        leaves[self.place.leaf] = self.force.clone()
-        return pytree.tree_unflatten(leaves, spec)
-
-
-@contextmanager
-def _quiet_run() -> Iterator[None]:
-    """No gradients, no fused attention that would skip module calls, random numbers as they were."""
-    with torch.no_grad(), torch.random.fork_rng(), countable():
-        torch.manual_seed(0)
-        yield
-
-
 def _other_inputs(examples: Sequence[Batch]) -> list[Any]:
     """Inputs of the same shapes as the first batch but with other examples; masks and side inputs stay."""
-    first = arguments(examples[0])
-    leaves, spec = pytree.tree_flatten(first)
+    leaves, structure = flatten(arguments(examples[0]))
     main = main_inputs(leaves)
     if not main:
         raise SpanError("verify: the example input holds no tensor.")
 
-    def with_main(change: Any) -> Any:
-        return pytree.tree_unflatten([change(x) if i in main else x for i, x in enumerate(leaves)], spec)
+    def with_main(values: Sequence[Any]) -> Any:
+        chosen = dict(zip(main, values, strict=True))
+        return unflatten([chosen.get(i, leaf) for i, leaf in enumerate(leaves)], structure)
 
-    others = []
+    first = [leaves[i] for i in main]
+    candidates = []
     for batch in examples[1:3]:
-        candidate = pytree.tree_leaves(arguments(batch))
-        if len(candidate) == len(leaves) and all(
-            candidate[i].shape == leaves[i].shape and candidate[i].dtype == leaves[i].dtype for i in main
-        ):
-            others.append(pytree.tree_unflatten([candidate[i] if i in main else x for i, x in enumerate(leaves)], spec))
-    others.append(with_main(lambda x: x.roll(1, 0)))
-    if all(leaves[i].is_floating_point() for i in main):
-        others.append(with_main(lambda x: -x.roll(1, 0)))
-    else:
-        others.append(with_main(lambda x: x[:1].expand_as(x).clone()))
-    return others
+        other = flatten(arguments(batch))[0]
+        if len(other) == len(leaves):
+            candidates.append([other[i] for i in main])
+    candidates.append([_along_batch(x, lambda x: x.roll(1, 0)) for x in first])
+    # another sign and size, for an if on either; of integers, which must stay in range, one example only
+    floats = all(x.is_floating_point() for x in first)
+    candidates.append(
+        [_along_batch(x, lambda x: -4 * x.roll(1, 0) if floats else x[:1].expand_as(x)) for x in first]
+    )
+    candidates.append([_along_batch(x, lambda x: x.flip(-1) if x.ndim > 1 else x) for x in first])
+    fitting = [
+        values
+        for values in candidates
+        if all(_alike(value, x) for value, x in zip(values, first, strict=True))
+        and not all(torch.equal(value, x) for value, x in zip(values, first, strict=True))
+    ]
+    if not fitting:
+        raise SpanError(
+            "verify: the examples are all alike, so a replay on another one shows nothing. Pass a batch of two "
+            "or more different examples."
+        )
+    return [with_main(values) for values in fitting[:MOST_OTHERS]]
+
+
+def _along_batch(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    return change(x).contiguous() if x.ndim else x
+
+
+def _alike(value: Any, x: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == x.shape and value.dtype == x.dtype
 
 
 def _differ(values: Values, expected: Values) -> bool:

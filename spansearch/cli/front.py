@@ -1,0 +1,85 @@
+"""spansearch front: the members no other model beats."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from spansearch.cli.options import device_option, directory_option, open_study, storage_option, study_argument
+from spansearch.cli.terminal import number, output, table
+from spansearch.results import MEASURES, Front
+
+
+@click.command(epilog="Example: spansearch front studies/digits_cnn.py --x params --json > front.json")
+@study_argument
+@directory_option
+@storage_option
+@device_option
+@click.option("--x", type=click.Choice(MEASURES), default="flops", show_default=True, help="First measure.")
+@click.option("--y", type=click.Choice(MEASURES), default="score_drop", show_default=True, help="Second measure.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with all figures.")
+@click.option("--csv", "as_csv", is_flag=True, help="One line a member.")
+def front(
+    study: Path,
+    directory: Path | None,
+    storage: str | None,
+    device: str,
+    x: str,
+    y: str,
+    as_json: bool,
+    as_csv: bool,
+) -> None:
+    """Print the front of a study: selected on validation, scored on the test split.
+
+    The test split is read here, once for each member, and steers nothing.
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other.")
+    opened = open_study(study, directory, storage, device)
+    seed = opened.optuna.user_attrs.get("fingerprint", {}).get("search", {}).get("seed")
+    if seed is not None and seed != opened.search.seed:  # run was given another --seed
+        opened = open_study(study, directory, storage, device, seed)
+    found = opened.front(x, y, split="test")
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=1))
+    elif as_csv:
+        found.to_dataframe().to_csv(sys.stdout, index=False)
+    else:
+        print_front(found)
+
+
+def print_front(found: Front) -> None:
+    """The front as a table on stdout."""
+    if not len(found):
+        output.print("No trial has completed yet: the front is empty.")
+        return
+    teacher = found.summary["teacher"]
+    rows = table(
+        ">trial", ">flops", ">params", ">validation drop", ">test drop", "95% interval", ">divergence", "splices"
+    )
+    for member in found:
+        m, test = member.measures, member.test or {}
+        interval = test.get("ci95")
+        rows.add_row(
+            str(member.trial),
+            f"{m.flops_ratio:.1%}",
+            f"{m.params_ratio:.1%}",
+            f"{m.score_drop:.4f}",
+            f"{test['score_drop']:.4f}" if test else "",
+            f"{interval[0]:+.4f} .. {interval[1]:+.4f}" if interval else "",
+            f"{m.divergence:.2g}",
+            "; ".join(map(str, member.splices)),
+        )
+    output.print(rows)
+    counts = found.summary["trials"]
+    test_score = teacher.get("test_score")
+    output.print(
+        f"\nTeacher: {number(teacher['flops'])} flops, {number(teacher['params'])} parameters, score "
+        f"{teacher['score']:.4f}" + (f", on test {test_score:.4f}" if test_score is not None else "")
+        + f". Trials: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed. "
+        f"{found.summary['seconds']['total']:.0f} s.",
+        highlight=False,
+    )

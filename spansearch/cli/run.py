@@ -1,0 +1,81 @@
+"""spansearch run: create, resume, or say that all is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from spansearch.cli.front import print_front
+from spansearch.cli.options import (
+    Duration,
+    device_option,
+    directory_option,
+    open_study,
+    seed_option,
+    storage_option,
+    study_argument,
+)
+from spansearch.cli.terminal import console, number, progress_bar
+from spansearch.proposal import Outcome
+from spansearch.recipe import Splice
+
+
+@click.command(epilog="Example: spansearch run studies/digits_cnn.py --trials 60 --timeout 2h")
+@study_argument
+@directory_option
+@click.option("--trials", type=click.IntRange(1), default=100, show_default=True, help="The study's total of trials.")
+@click.option("--timeout", type=Duration(), help="Of the study over all its runs, e.g. 90, 30m, 2h.")
+@storage_option
+@seed_option
+@device_option
+def run(
+    study: Path,
+    directory: Path | None,
+    trials: int,
+    timeout: float | None,
+    storage: str | None,
+    seed: int | None,
+    device: str,
+) -> None:
+    """Search for smaller networks until the study has its total of trials, then print the front.
+
+    The same command continues a study that was stopped, killed or given a smaller total. Ctrl-C stops it
+    and keeps everything that is finished.
+    """
+    opened = open_study(study, directory, storage, device, seed)
+    bar = progress_bar()
+    task = bar.add_task(f"trials of {opened.task.name}", total=trials)
+
+    def show(trial: int, splice: Splice | None, outcome: Outcome) -> None:
+        bar.start()  # only now: before the first trial other bars are shown
+        bar.update(task, completed=trial + 1)
+        console.print(f"{trial + 1:>4}/{trials}  {_line(splice, outcome)}", highlight=False, markup=False)
+
+    try:
+        ended = opened.run(trials, timeout, show)
+    finally:
+        bar.stop()
+    finished = len(opened.finished())
+    if ended == "interrupted":
+        console.print(f"Stopped after {finished} of {trials} trials, all saved. The same command continues.")
+        return
+    if ended == "timeout":
+        console.print(f"The timeout is reached after {finished} of {trials} trials, all saved.")
+    else:
+        console.print(f"All {finished} trials are done (asked for {trials}). Ask for more with --trials.")
+    print_front(opened.front(split="test"))
+
+
+def _line(splice: Splice | None, outcome: Outcome) -> str:
+    what = str(splice) if splice is not None else "no student"
+    if "duplicate_of" in outcome.details:
+        return f"{what}: as trial {outcome.details['duplicate_of'] + 1}"
+    m = outcome.measures
+    if m is None:
+        return f"{what}: {outcome.state}: {outcome.details.get('reason', '')}"
+    seconds = outcome.details.get("seconds", {}).get("total", 0.0)
+    return (
+        f"{what}: {m.flops_ratio:.0%} of the flops ({number(m.flops)}), score drop {m.score_drop:.4g}, "
+        f"divergence {m.divergence:.3g}, {seconds:.1f} s"
+    )

@@ -1,0 +1,76 @@
+"""spansearch screen: how far a linear map gets in every span."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.text import Text
+
+from spansearch.cli.options import device_option, directory_option, open_study, seed_option, study_argument
+from spansearch.cli.terminal import number, output, table, track
+from spansearch.ridge import RidgePath
+from spansearch.screen import summary
+from spansearch.spans import Span, Spans
+
+
+@click.command(epilog="Example: spansearch screen studies/digits_cnn.py")
+@study_argument
+@directory_option
+@seed_option
+@device_option
+def screen(study: Path, directory: Path | None, seed: int | None, device: str) -> None:
+    """Fit every span's linear student in closed form and show its error on held-out examples.
+
+    0 is perfect, 1 is no better than the mean. Nothing is stored but rebuildable activations.
+    """
+    opened = open_study(study, directory, device=device, seed=seed)
+    paths = opened.bench.screening.all(track=track)
+    rows = table("span", ">share of flops", ">ridge error", "shrunk to", ">identity error", ">rank for 2 x the error")
+    for span, error, identity in summary(paths):
+        path = paths[span]
+        rows.add_row(
+            span.name,
+            f"{span.flops / max(1, opened.spans.flops):.1%}",
+            f"{error:.4f}",
+            path.prior,
+            "" if identity is None else f"{identity:.4f}",
+            _rank(path),
+        )
+    output.print(rows)
+    _print_heat(opened.spans, paths)
+    recording = opened.bench.recording
+    output.print(
+        f"\n{len(paths)} spans, {recording.count('fit')} examples fitted, {recording.count('held_out')} held out, "
+        f"teacher {number(opened.spans.flops)} flops.",
+        highlight=False,
+    )
+
+
+def _rank(path: RidgePath) -> str:
+    enough = (path.rank_errors <= 2 * path.held_out_error).nonzero()
+    return f"{int(enough[0]) + 1} of {len(path.rank_errors)}" if len(enough) else "-"
+
+
+def _print_heat(found: Spans, paths: dict[Span, RidgePath]) -> None:
+    """The top-level chain as a grid: start down, stop across, the error as shade and two digits."""
+    points = found.cuts
+    errors = {(s.start.name, s.stop.name): path.held_out_error for s, path in paths.items() if not s.nested}
+    if len(points) < 3 or not errors:
+        return
+    output.print("\n[bold]Ridge error by start (down) and stop (across), in percent[/]")
+    width = max(len(p.name) for p in points)
+    output.print(Text(" " * (width + 1) + "".join(f"{k:>4}" for k in range(1, len(points)))))
+    for i, start in enumerate(points[:-1]):
+        line = Text(f"{start.name:<{width}} " + "    " * i)
+        for stop in points[i + 1 :]:
+            error = errors.get((start.name, stop.name))
+            line.append("   -" if error is None else f"{min(99, round(100 * error)):>4}", style=_shade(error))
+        output.print(line)
+    output.print("Stops: " + ", ".join(f"{k} {p.name}" for k, p in enumerate(points) if k), highlight=False)
+
+
+def _shade(error: float | None) -> str:
+    if error is None:
+        return "dim"
+    return "green" if error < 0.05 else "cyan" if error < 0.15 else "yellow" if error < 0.4 else "red"

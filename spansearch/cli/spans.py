@@ -1,0 +1,69 @@
+"""spansearch spans: where the network may be cut, and where not and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from spansearch.cli.options import device_option, directory_option, open_study, study_argument
+from spansearch.cli.terminal import console, number, output, table, track
+from spansearch.spans import Spans
+
+
+@click.command(epilog="Example: spansearch spans studies/digits_cnn.py --all")
+@study_argument
+@directory_option
+@device_option
+@click.option("--all", "everything", is_flag=True, help="Every legal span, not only those a study searches.")
+@click.option("--pairs", is_flag=True, help="Every span by itself instead of chains of cut points.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Replay each span across inputs.")
+def spans(
+    study: Path, directory: Path | None, device: str, everything: bool, pairs: bool, verify: bool
+) -> None:
+    """List the legal spans with shape and cost, and what was refused and why.
+
+    Any two cut points of a chain enclose a legal span. A study searches the chains thinned to its resolution.
+    """
+    opened = open_study(study, directory, device=device)
+    found = opened.bench.found if everything else opened.bench.spans
+    _print_chains(found)
+    if pairs:
+        rows = table("span", ">flops", ">share", "replaced modules")
+        for span in found.spans:
+            share = f"{span.flops / max(1, found.flops):.1%}"
+            rows.add_row(span.name, number(span.flops), share, ", ".join(span.modules))
+        output.print(rows)
+    refused = [(r.name, r.reason) for r in found.rejected]
+    if verify:
+        for span in track(found.spans, "replaying spans across inputs"):
+            reason = opened.bench.refusal(span)
+            if reason:
+                refused.append((span.name, reason))
+    if refused:
+        rows = table("refused", "reason", title="\nRefused")
+        for name, reason in refused:
+            rows.add_row(name, reason)
+        output.print(rows)
+    legal = len(found.spans) - sum(1 for span in found.spans if verify and opened.bench.refusal(span))
+    output.print(f"\n{legal} legal spans{' (replayed across inputs)' if verify else ''}, {len(refused)} refused.")
+    for note in found.notes:
+        console.print(f"Note: {note}", highlight=False)
+
+
+def _print_chains(found: Spans) -> None:
+    for chain in found.chains:
+        if len(chain.points) < 2:
+            continue
+        title = f"\nNested, inside what follows {chain.anchor.name}" if chain.nested and chain.anchor else None
+        rows = table("cut point", "shape", "layout", ">flops from here", ">share", title=title or "Top level")
+        for point, flops in zip(chain.points, (*chain.flops, 0), strict=True):
+            last = point is chain.points[-1]
+            rows.add_row(
+                point.name,
+                " x ".join(map(str, point.shape)),
+                point.layout or "?",
+                "" if last else number(flops),
+                "" if last else f"{flops / max(1, found.flops):.1%}",
+            )
+        output.print(rows)

@@ -1,0 +1,71 @@
+"""What all subcommands print with: a console on stderr, progress with time left, tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+console = Console(stderr=True, soft_wrap=not sys.stderr.isatty())  # a log's lines are not to be broken
+"""For messages and progress; results go to stdout."""
+
+output = Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def progress_bar() -> Progress:
+    """A bar with count, time passed and time left; shows nothing where stderr is no terminal."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+def track(iterable: Iterable[Any], description: str) -> Iterator[Any]:
+    """Iterate with a progress bar on a terminal; elsewhere one line when it is done."""
+    total = len(iterable) if hasattr(iterable, "__len__") else None
+    count = 0
+    with progress_bar() as bar:
+        task = bar.add_task(description, total=total)
+        for item in iterable:
+            yield item
+            count += 1
+            bar.advance(task)
+    if not console.is_terminal and count:
+        console.print(f"{description}: {count} done", highlight=False)
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """An empty table; columns whose name starts with '>' are right-aligned."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        right = name.startswith(">")
+        made.add_column(name.lstrip(">"), justify="right" if right else "left", overflow="fold")
+    return made
+
+
+def number(value: float) -> str:
+    """A count with a unit prefix: 13.7M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"

@@ -1,0 +1,161 @@
+"""A model against its teacher on one split: score, divergence, cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from spansearch.cost import Cost, cost
+from spansearch.errors import DataError
+from spansearch.task import Batch, Split, Task, arguments, batch_size, head
+
+Divergence = Literal["kl", "squared"]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is recorded of a model.
+
+    Attributes:
+        score, score_drop: in the task's metric; the teacher's score minus the model's.
+        divergence: from the teacher's output: KL in nats per prediction, or relative squared error.
+        flops, params: of one example; flops_ratio, params_ratio: of the teacher's.
+    """
+
+    score: float
+    score_drop: float
+    divergence: float
+    flops: int
+    params: int
+    flops_ratio: float
+    params_ratio: float
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+class Evaluator:
+    """Measures models on one split of a task. The teacher runs once, when the evaluator is made.
+
+    Args:
+        task: says how a model is called and scored.
+        teacher: what others are compared with; in eval mode.
+        split: ``validation`` for everything that selects, ``test`` for the finished front only.
+        device: where batches go.
+
+    Raises:
+        TaskError: no batches. DataError: the teacher's score or output is not finite.
+    """
+
+    def __init__(
+        self, task: Task, teacher: nn.Module, split: Split, device: torch.device | str = "cpu"
+    ) -> None:
+        self.task, self.split, self.device = task, split, device
+        self.batches: list[Batch] = list(task.batches(split, device))
+        self.examples = sum(batch_size(batch) for batch in self.batches)
+        with torch.no_grad():
+            self.outputs = [task.output(teacher, batch).detach().clone() for batch in self.batches]
+        for number, output in enumerate(self.outputs):
+            if not torch.isfinite(output).all():
+                raise DataError(
+                    f"The teacher's output on {split} batch {number} is NaN or infinite; nothing can be compared "
+                    "with it. Check this batch."
+                )
+        self.divergence_kind: Divergence = _kind(task, self.batches, self.outputs)
+        self.teacher_score = task.measure(teacher, self.batches)
+        self.teacher_cost = self.cost(teacher)
+        self.seconds = 0.0
+
+    def cost(self, model: nn.Module) -> Cost:
+        """Flops and parameters of a model, counted on the first two examples of the split."""
+        args, kwargs = arguments(head(self.batches[0], 2))
+        if self.task.forward is None:
+            return cost(model, *args, **kwargs)
+        return cost(_Forward(model, self.task), *args, **kwargs, _batch=head(self.batches[0], 2))
+
+    def measure(self, model: nn.Module) -> Measures:
+        """Score, divergence and cost of a model; DataError where the score is not finite."""
+        started = time.perf_counter()
+        model.eval()
+        score = self.task.measure(model, self.batches)
+        counted = self.cost(model)
+        measures = Measures(
+            score,
+            self.teacher_score - score,
+            self.divergence(model),
+            counted.flops,
+            counted.params,
+            counted.flops / max(1, self.teacher_cost.flops),
+            counted.params / max(1, self.teacher_cost.params),
+        )
+        self.seconds += time.perf_counter() - started
+        return measures
+
+    @torch.no_grad()
+    def divergence(self, model: nn.Module) -> float:
+        """How far a model's output is from the teacher's, over all predictions that count."""
+        total = weight = 0.0
+        for batch, target in zip(self.batches, self.outputs, strict=True):
+            output = self.task.output(model, batch)
+            wrong, count = difference(output, target, self.divergence_kind, self.task.positions(batch))
+            total, weight = total + wrong, weight + count
+        value = total / weight if weight else 0.0
+        if value != value or value in (float("inf"), float("-inf")):
+            raise DataError("The spliced model's output is NaN or infinite.")
+        return value
+
+
+class _Forward(nn.Module):
+    """A model as the task calls it, so that what its own ``forward`` skips is not counted."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self._task = task
+
+    def forward(self, *args: object, _batch: Batch, **kwargs: object) -> Tensor:
+        return self._task.output(self.model, _batch)
+
+
+def difference(
+    output: Tensor, target: Tensor, kind: Divergence, keep: Tensor | None = None
+) -> tuple[float, float]:
+    """Summed divergence of a batch and what to divide it by.
+
+    Args:
+        output, target: the model's and the teacher's, same shape; logits (..., classes) for ``kl``.
+        kind: ``kl``: sum over predictions of KL(teacher || model) in nats, and their number; ``squared``: sum of
+            squared differences, and the target's sum of squares.
+        keep: bool (N, T), the positions that count; ignored where the output has no such dimensions.
+    """
+    output, target = output.double(), target.double()
+    if keep is not None and target.ndim >= 2 and keep.shape == target.shape[:2]:
+        output, target = output[keep], target[keep]
+    if kind == "squared":
+        return float((output - target).square().sum()), float(target.square().sum())
+    log_p, log_q = F.log_softmax(target, -1), F.log_softmax(output, -1)
+    divergence = (log_p.exp() * (log_p - log_q)).sum()
+    return float(divergence), float(target[..., 0].numel())
+
+
+def _kind(task: Task, batches: Sequence[Batch], outputs: Sequence[Tensor]) -> Divergence:
+    """kl where a batch carries integer labels shaped like the output without its last dimension."""
+    if task.divergence != "auto":
+        return task.divergence
+    output = outputs[0]
+    if output.ndim < 2:
+        return "squared"
+    for leaf in pytree.tree_leaves(batches[0]):
+        if isinstance(leaf, Tensor) and not leaf.is_floating_point() and leaf.shape == output.shape[:-1]:
+            labels = leaf[leaf >= 0] if leaf.dtype is not torch.bool else leaf
+            if labels.numel() and int(labels.max()) < output.shape[-1]:
+                return "kl"
+    return "squared"
+

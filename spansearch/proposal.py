@@ -1,0 +1,203 @@
+"""One proposal, from a splice to measured figures: refuse, prune, fit, store, splice, measure."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from spansearch.cost import parameter_count
+from spansearch.errors import DataError
+from spansearch.evaluate import Measures
+from spansearch.fit import find_rate
+from spansearch.recipe import Recipe, Splice
+from spansearch.search import RidgeRule, Search, Space, audited
+from spansearch.spans import Span, splice
+from spansearch.store import StudentFiles
+from spansearch.students import family, fit_student, refusal, student_cost
+from spansearch.workbench import Workbench
+
+State = Literal["complete", "pruned", "failed"]
+TIE = 1e-6
+
+
+@dataclass
+class Outcome:
+    """What became of a proposal.
+
+    ``details`` is plain data kept with the trial: seconds, the student's file, the reason, the rule's decision.
+    """
+
+    state: State
+    measures: Measures | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> tuple[float, float] | None:
+        """(loss, flops) as told to Optuna."""
+        return (loss(self.measures), float(self.measures.flops)) if self.measures is not None else None
+
+
+def loss(measures: Measures) -> float:
+    """The score drop; among equal ones the divergence decides, through less than a millionth of a point.
+
+    A score above the teacher's on a finite validation split is luck more often than gain: it counts as no
+    drop, or one lucky model would hide all that are closer to the teacher.
+    """
+    return max(0.0, measures.score_drop) + TIE * measures.divergence / (1 + measures.divergence)
+
+
+class Rates:
+    """Learning rates by family, start and layout, found once by a range test and remembered."""
+
+    def __init__(self, known: dict[str, float], remember: Callable[[dict[str, float]], None]) -> None:
+        self.known, self._remember = dict(known), remember
+
+    def get(self, name: str, span: Span, init: str, search: Callable[[], float]) -> float:
+        key = f"{name} {init} {span.stop.layout}"
+        if key not in self.known:
+            self.known[key] = search()
+            self._remember(self.known)
+        return self.known[key]
+
+
+class Proposals:
+    """Carries out proposals of one study.
+
+    Args:
+        bench: teacher, data, spans.
+        space: the search space.
+        settings: the search's settings.
+        files: where students are kept.
+        rule: prunes; learns from what is measured.
+        rates: learning rates known so far.
+        known: (flops, divergence) of the models measured so far; appended to.
+        linear: divergence of the best linear student by span name, as far as measured.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        space: Space,
+        settings: Search,
+        files: StudentFiles,
+        rule: RidgeRule,
+        rates: Rates,
+        known: list[tuple[int, float]],
+        linear: dict[str, float],
+    ) -> None:
+        self.bench, self.space, self.settings, self.files = bench, space, settings, files
+        self.rule, self.rates, self.known, self.linear = rule, rates, known, linear
+
+    def carry_out(self, one: Splice) -> Outcome:
+        """Measure the model with one splice, or say why not. Errors of this proposal alone become ``failed``."""
+        started = time.perf_counter()
+        span = self.space.span(one)
+        reason = refusal(one.family, span, one.size) or self.bench.refusal(span)
+        if reason:
+            return Outcome("pruned", details={"reason": reason})
+        details: dict[str, Any] = {}
+        try:
+            outcome = self._carry_out(one, span, details)
+        except (DataError, ValueError, RuntimeError, ArithmeticError) as error:
+            outcome = Outcome("failed", details={**details, "reason": f"{type(error).__name__}: {error}"})
+        outcome.details.setdefault("seconds", {})["total"] = time.perf_counter() - started
+        return outcome
+
+    def _carry_out(self, one: Splice, span: Span, details: dict[str, Any]) -> Outcome:
+        gradient = family(one.family).gradient
+        seconds = details["seconds"] = {"fitting": 0.0, "evaluating": 0.0}
+        linear = None
+        if gradient:
+            evaluated = self.bench.validation.seconds
+            linear = self._linear_divergence(span)
+            seconds["evaluating"] += self.bench.validation.seconds - evaluated
+        if linear is not None:
+            details["linear_divergence"] = linear
+            decision = self.rule.decide(self._flops(one, span), linear, self.known)
+            if decision is not None:
+                details["rule"] = decision.to_json()
+                if not audited(one, self.settings.seed, self.settings.audit):
+                    return Outcome("pruned", details={**details, "reason": str(decision)})
+                details["audited"] = True
+        before = time.perf_counter()
+        fitted = self._fit(one, span)
+        seconds["fitting"] = time.perf_counter() - before
+        details["held_out_error"] = fitted.held_out_error
+        if fitted.report is not None:
+            details["fit"] = {
+                "rate": fitted.report.rate,
+                "steps": fitted.report.steps,
+                "stopped": fitted.report.stopped,
+            }
+        details["student_params"] = parameter_count(fitted.student)
+        details["student"] = self.files.save(self._origin(one), fitted.student.state_dict())
+        evaluated = self.bench.validation.seconds
+        measures = self.bench.validation.measure(splice(self.bench.teacher, {span: fitted.student}))
+        seconds["evaluating"] += self.bench.validation.seconds - evaluated
+        self.known.append((measures.flops, measures.divergence))
+        if linear is not None:
+            self.rule.learn(measures.divergence, linear)
+        elif one.family == "ridge":
+            self.linear[span.name] = min(measures.divergence, self.linear.get(span.name, math.inf))
+        return Outcome("complete", measures, details)
+
+    def _fit(self, one: Splice, span: Span) -> Any:
+        data, seed = self.bench.data(span), self.seed_of(one)
+
+        def rate(start: Callable[[], nn.Module]) -> float:
+            return self.rates.get(
+                one.family, span, one.init, lambda: find_rate(start, data, self.settings.fit, seed)
+            )
+
+        return fit_student(
+            one.family, span, one.size, one.init, data, self.bench.screening.path, self.settings.fit, rate, seed
+        )
+
+    def _linear_divergence(self, span: Span) -> float | None:
+        """Divergence of the span's best linear student, spliced; None where it has none."""
+        if span.name not in self.linear:
+            try:
+                student = self.bench.screening.path(span).module()
+            except ValueError:
+                return None
+            student = student.to(self.bench.device).eval()
+            self.linear[span.name] = self.bench.validation.measure(
+                splice(self.bench.teacher, {span: student})
+            ).divergence
+        return self.linear[span.name]
+
+    def _flops(self, one: Splice, span: Span) -> int:
+        whole = self.bench.validation.teacher_cost.flops
+        return whole - span.flops + student_cost(one.family, span, one.size).flops
+
+    def seed_of(self, one: Splice) -> int:
+        """The seed of a splice's fit: the same splice is the same student whenever it comes up."""
+        words = [self.settings.seed, *str(one).encode()]
+        return int(np.random.default_rng(words).integers(2**31))
+
+    def _origin(self, one: Splice) -> dict[str, Any]:
+        return {"splice": str(one), "search": self.settings.fingerprint(), **self.bench.fingerprint}
+
+
+def rebuild(bench: Workbench, space: Space, files: StudentFiles, recipe: Recipe, entries: list[Any]) -> nn.Module:
+    """The spliced model of a recipe from its stored students.
+
+    Args:
+        entries: for every splice what StudentFiles.save returned.
+
+    Raises:
+        StudyError: a student's file is missing or damaged.
+    """
+    students = {}
+    for one, entry in zip(recipe, entries, strict=True):
+        span = space.span(one)
+        student = family(one.family).build(span, one.size)
+        student.load_state_dict(files.load(entry))
+        students[span] = student.to(bench.device).eval()
+    return splice(bench.teacher, students).eval()

@@ -1,0 +1,53 @@
+"""A splice and a recipe: what a smaller network is made of, in names and numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from spansearch.errors import StudyError
+
+
+@dataclass(frozen=True, order=True)
+class Splice:
+    """A student in its span.
+
+    Attributes:
+        start, stop: names of the cut points.
+        family: the student's family.
+        size: what the family's width scaled, as a whole number; 0 where it has no sizes.
+        init: how its fit started; ``warm`` for closed forms.
+    """
+
+    start: str
+    stop: str
+    family: str
+    size: int
+    init: Literal["warm", "scratch"] = "warm"
+
+    @property
+    def span_name(self) -> str:
+        return f"{self.start} -> {self.stop}"
+
+    def __str__(self) -> str:
+        size = f" {self.size}" if self.size else ""
+        init = " from scratch" if self.init == "scratch" else ""
+        return f"{self.span_name}: {self.family}{size}{init}"
+
+
+Recipe = tuple[Splice, ...]
+"""Splices that do not overlap, sorted."""
+
+
+def to_json(recipe: Recipe) -> list[dict[str, Any]]:
+    """A recipe as plain data."""
+    return [asdict(splice) for splice in recipe]
+
+
+def from_json(data: Sequence[Mapping[str, Any]]) -> Recipe:
+    """A recipe from plain data; StudyError where it is none."""
+    try:
+        return tuple(Splice(**{**splice, "size": int(splice["size"])}) for splice in data)
+    except (TypeError, KeyError, ValueError) as error:
+        raise StudyError(f"A stored recipe cannot be read ({error}): {data!r}") from error

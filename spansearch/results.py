@@ -1,0 +1,208 @@
+"""What a study found: the front, with members that load, and the figures that ``front --json`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from spansearch.errors import StudyError
+from spansearch.evaluate import Evaluator, Measures
+from spansearch.front import bootstrap_interval, hypervolume, non_dominated
+from spansearch.proposal import Outcome, loss
+from spansearch.recipe import Splice
+from spansearch.task import Batch, batch_size, examples
+
+MEASURES = ("flops", "params", "score_drop", "divergence", "flops_ratio", "params_ratio")
+GROUP = 8  # examples resampled together: enough groups of a few hundred examples, few enough runs
+StoredTrial = tuple[int, Splice | None, Outcome]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model on the front.
+
+    Attributes:
+        trial: its number in the study.
+        splices: its recipe.
+        measures: on the validation split.
+        test: on the test split, where it was scored: score, score_drop, ci95 of the drop, divergence.
+        student_params: parameters of each splice's student.
+    """
+
+    trial: int
+    splices: tuple[Splice, ...]
+    measures: Measures
+    test: dict[str, Any] | None = None
+    student_params: tuple[int, ...] = ()
+    _load: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
+
+    def load(self) -> nn.Module:
+        """The spliced model, in eval mode, on the study's device: an object of the teacher's class.
+
+        Raises:
+            StudyError: a student's file is missing or damaged, or the teacher is not the study's.
+        """
+        assert self._load is not None
+        return self._load()
+
+    def to_json(self) -> dict[str, Any]:
+        m = self.measures
+        splices = [
+            {
+                "start": s.start,
+                "stop": s.stop,
+                "family": s.family,
+                "width": s.size,
+                "init": s.init,
+                "params": params,
+            }
+            for s, params in zip(self.splices, self.student_params, strict=True)
+        ]
+        return {
+            "trial": self.trial,
+            "flops": m.flops,
+            "flops_ratio": m.flops_ratio,
+            "params": m.params,
+            "params_ratio": m.params_ratio,
+            "score": m.score,
+            "score_drop": m.score_drop,
+            "divergence": m.divergence,
+            "test": self.test,
+            "splices": splices,
+        }
+
+
+@dataclass(frozen=True)
+class Front(Sequence[Member]):
+    """Members that no other model beats in both measures, the cheapest first; and the study's figures."""
+
+    x: str
+    y: str
+    members: tuple[Member, ...]
+    summary: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.members[index]
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self.members)
+
+    def to_json(self) -> dict[str, Any]:
+        """One object of plain data, as ``spansearch front --json`` prints it."""
+        return {**self.summary, "front": [member.to_json() for member in self.members]}
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a member."""
+        rows = []
+        for member in self.members:
+            row = {k: v for k, v in member.to_json().items() if k not in ("test", "splices")}
+            row.update({f"test_{k}": v for k, v in (member.test or {}).items()})
+            row["recipe"] = "; ".join(map(str, member.splices))
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def select(trials: Sequence[StoredTrial], x: str, y: str) -> list[StoredTrial]:
+    """The trials no other one beats in x and y on validation, lowest x first.
+
+    Raises:
+        StudyError: x or y is no recorded measure.
+    """
+    for name in (x, y):
+        if name not in MEASURES:
+            raise StudyError(f"No recorded measure is called {name!r}. Choose from: {', '.join(MEASURES)}.")
+    complete = [t for t in trials if t[2].measures is not None and "duplicate_of" not in t[2].details]
+    points = [(_value(t[2].measures, x), _value(t[2].measures, y)) for t in complete]
+    return [complete[i] for i in non_dominated(points)]
+
+
+def _value(measures: Measures | None, name: str) -> float:
+    assert measures is not None
+    return loss(measures) if name == "score_drop" else float(getattr(measures, name))
+
+
+def score_on_test(evaluator: Evaluator, teacher: nn.Module, model: nn.Module, seed: int) -> dict[str, Any]:
+    """A member's figures on the test split, with a bootstrap interval of the score drop.
+
+    Groups of a few examples are resampled together, teacher and model on the same ones. ``ci95`` is None where the
+    score of the whole split is not the mean over its parts (a median, an AUC): then groups say nothing about it.
+    """
+    measures = evaluator.measure(model)
+    groups = [g for batch in evaluator.batches for g in _groups(batch)]
+    weights = [float(batch_size(group)) for group in groups]
+    task = evaluator.task
+    drops, own = [], []
+    for group in groups:
+        own.append(task.measure(model, [group]))
+        drops.append(task.measure(teacher, [group]) - own[-1])
+    mean = sum(v * w for v, w in zip(own, weights, strict=True)) / sum(weights)
+    is_mean = abs(mean - measures.score) <= 1e-5 * max(1.0, abs(measures.score))
+    interval = bootstrap_interval(drops, weights, seed) if is_mean else None
+    return {
+        "score": measures.score,
+        "score_drop": measures.score_drop,
+        "ci95": list(interval) if interval else None,
+        "divergence": measures.divergence,
+    }
+
+
+def _groups(batch: Batch) -> Iterator[Batch]:
+    size = batch_size(batch)
+    for first in range(0, size, GROUP):
+        yield examples(batch, slice(first, first + GROUP))
+
+
+def summarise(
+    name: str,
+    trials: Sequence[StoredTrial],
+    running: int,
+    members: Sequence[StoredTrial],
+    attributes: dict[str, Any],
+) -> dict[str, Any]:
+    """The study's figures beside its front, as plain data."""
+    teacher = dict(attributes.get("teacher", {}))
+    outcomes = [outcome for _, _, outcome in trials]
+    count = {state: sum(o.state == state for o in outcomes) for state in ("complete", "pruned", "failed")}
+    spent = dict(attributes.get("seconds", {}))
+    used = sum(spent.get(key, 0.0) for key in ("fitting", "evaluating", "preparing"))
+    by_rule = [o for o in outcomes if o.state == "pruned" and "rule" in o.details]
+    audits = [(n, o) for n, _, o in trials if o.details.get("audited")]
+    on_front = {number for number, _, _ in members}
+    fits = [o.details["seconds"]["fitting"] for o in outcomes if "fit" in o.details and "seconds" in o.details]
+    points = [
+        (o.measures.flops_ratio, o.measures.score_drop, o.measures.divergence)
+        for o in outcomes
+        if o.measures is not None
+    ]
+    reference = max(1.0, abs(float(teacher.get("score", 1.0))))
+    return {
+        "study": name,
+        "objectives": ["loss", "flops"],
+        "teacher": teacher,
+        "trials": {**count, "running": running},
+        "seconds": {
+            "total": spent.get("total", 0.0),
+            "preparing": spent.get("preparing", 0.0),
+            "fitting": spent.get("fitting", 0.0),
+            "evaluating": spent.get("evaluating", 0.0),
+            "search": max(0.0, spent.get("total", 0.0) - used),
+        },
+        "hypervolume": {
+            "flops_ratio, score_drop": hypervolume([(f, s) for f, s, _ in points], (1.0, reference)),
+            "flops_ratio, divergence": hypervolume([(f, d) for f, _, d in points], (1.0, 1.0)),
+            "reference": [1.0, reference, 1.0],
+        },
+        "pruning": {
+            "pruned": len(by_rule),
+            "audited": len(audits),
+            "audited_on_front": sum(number in on_front for number, _ in audits),
+            "seconds_saved": len(by_rule) * (sum(fits) / len(fits) if fits else 0.0),
+        },
+    }

@@ -1,0 +1,17 @@
+"""The search: its settings, trial parameters <-> recipes, seeds, pruning, samplers."""
+
+from spansearch.search.prune import Decision, RidgeRule, audited
+from spansearch.search.sampler import SeededSampler
+from spansearch.search.seeds import predicted_front
+from spansearch.search.settings import Search
+from spansearch.search.space import Space
+
+__all__ = [
+    "Decision",
+    "RidgeRule",
+    "Search",
+    "SeededSampler",
+    "Space",
+    "audited",
+    "predicted_front",
+]

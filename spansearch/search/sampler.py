@@ -1,0 +1,62 @@
+"""A sampler seeded per trial: a study that was stopped and resumed proposes what an uninterrupted one does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+
+def tpe(seed: int) -> BaseSampler:
+    """Multivariate TPE, the default: it learns which ends, families and widths go together."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate has been for years
+        return TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
+
+
+class SeededSampler(BaseSampler):
+    """Proposes given seeds first, then asks a fresh inner sampler seeded by (study seed, trial number).
+
+    Optuna's samplers carry random state from trial to trial, so a restart changes what follows. Here a
+    proposal depends only on the finished trials, the seed and the trial's number.
+    """
+
+    def __init__(
+        self,
+        space: Mapping[str, BaseDistribution],
+        seeds: Sequence[Mapping[str, Any]],
+        seed: int,
+        make: Callable[[int], BaseSampler] = tpe,
+    ) -> None:
+        self._space, self._seeds, self._seed, self._make = dict(space), list(seeds), seed, make
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return dict(self._space)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if trial.number < len(self._seeds):
+            return dict(self._seeds[trial.number])
+        return self._make(self._derived(trial.number)).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        inner = self._make(self._derived(trial.number, param_name))
+        return inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Nothing is carried from trial to trial."""
+
+    def _derived(self, number: int, name: str = "") -> int:
+        return int(np.random.default_rng([self._seed, number, *name.encode()]).integers(2**31))

@@ -1,0 +1,85 @@
+"""What a study tries first: the predicted front of closed-form students, and cheap non-linear ones beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from spansearch.front import non_dominated
+from spansearch.recipe import Splice
+from spansearch.ridge import RidgePath
+from spansearch.screen import Screening
+from spansearch.search.space import Space
+from spansearch.spans import Span
+from spansearch.students import family, refusal, student_cost
+
+RANK_WIDTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+HIDDEN_WIDTHS = (1 / 4, 1 / 2)
+
+
+def predicted_front(space: Space, screening: Screening, flops: int) -> list[dict[str, Any]]:
+    """Trial parameters of the first proposals, predicted without running the model once.
+
+    Every span's identity, ridge and low-rank students are placed by the spliced model's flops and their
+    held-out error; the non-dominated ones are proposed, evenly thinned to ``Search.seeds``, cheapest last. Their
+    spans are then proposed with a small non-linear student each: the linear result must not veto it.
+
+    Args:
+        flops: of the teacher, for one example.
+    """
+    candidates: list[tuple[float, float, Splice, float]] = []
+    for span in space.spans:
+        candidates.extend(_closed_forms(space, screening, span, flops))
+    chosen = non_dominated([(cost, error) for cost, error, _, _ in candidates])
+    front = _thinned([candidates[i] for i in chosen], space.settings.seeds)
+    proposals = [space.encode(splice, width) for _, _, splice, width in reversed(front)]
+    spans = list(dict.fromkeys((splice.start, splice.stop) for _, _, splice, _ in reversed(front)))
+    for name in ("conv", "mlp"):
+        if name not in space.settings.families:
+            continue
+        for k, (start, stop) in enumerate(spans):
+            width = HIDDEN_WIDTHS[k % len(HIDDEN_WIDTHS)]
+            splice = Splice(start, stop, name, 0)
+            span = space.span(splice)
+            if not family(name).refuses(span) and not refusal(name, span, family(name).size(span, width)):
+                proposals.append(space.encode(splice, width))
+        break  # mlp only where the search has no conv
+    return proposals
+
+
+def _closed_forms(
+    space: Space, screening: Screening, span: Span, flops: int
+) -> list[tuple[float, float, Splice, float]]:
+    """(flops of the spliced model, predicted error, splice, width) of a span's closed-form students."""
+    found = []
+
+    def add(name: str, size: int, width: float, error: float) -> None:
+        if name in space.settings.families and not refusal(name, span, size):
+            cost = flops - span.flops + student_cost(name, span, size).flops
+            found.append((float(cost), error, Splice(span.start.name, span.stop.name, name, size), width))
+
+    try:
+        path = screening.path(span)
+    except ValueError:  # no linear map joins the two: only other families can try
+        return []
+    add("ridge", 0, 1.0, path.held_out_error)
+    if path.identity_error is not None:
+        add("identity", 0, 1.0, path.identity_error)
+    for width in RANK_WIDTHS:
+        size = family("lowrank").size(span, width)
+        add("lowrank", size, width, _rank_error(path, size))
+    return found
+
+
+def _rank_error(path: RidgePath, size: int) -> float:
+    return float(path.rank_errors[min(size, len(path.rank_errors)) - 1])
+
+
+def _thinned(front: Sequence[Any], most: int) -> list[Any]:
+    """Evenly spaced members, both ends kept."""
+    if len(front) <= most:
+        return list(front)
+    if most <= 1:
+        return list(front[:most])
+    picks = sorted({round(k * (len(front) - 1) / (most - 1)) for k in range(most)})
+    return [front[k] for k in picks]

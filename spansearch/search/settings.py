@@ -1,0 +1,76 @@
+"""What a study searches, and how."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from spansearch.errors import FamilyError, TaskError
+from spansearch.fit import FitSettings
+from spansearch.students import check_width, family
+
+FAMILIES = ("identity", "ridge", "lowrank", "mlp", "conv")
+
+
+@dataclass(frozen=True)
+class Search:
+    """Settings of a search. A study is refused when they differ from those it was created with.
+
+    Attributes:
+        families: names of the families tried; the list cannot grow in an existing study.
+        widths: smallest and largest width tried, in (0, 1].
+        resolution: share of the teacher's flops that must lie between two neighbouring cut points.
+        nested: search inside residual branches as well.
+        fit: how students are fitted by gradient.
+        held_out: share of the calibration examples kept apart from fitting.
+        seed: every random choice follows from it.
+        seeds: at most so many closed-form students of the predicted front are tried first.
+        audit: share of the pruned proposals that are run anyway.
+        memory_budget: bytes of activations in memory; more goes to files in the run's directory.
+        dtype: in which activations are stored.
+
+    Raises:
+        TaskError, FamilyError: at once, where a setting is out of its range.
+    """
+
+    families: tuple[str, ...] = FAMILIES
+    widths: tuple[float, float] = (1 / 32, 1.0)
+    resolution: float = 0.02
+    nested: bool = True
+    fit: FitSettings = field(default_factory=FitSettings)
+    held_out: float = 0.25
+    seed: int = 0
+    seeds: int = 16
+    audit: float = 0.05
+    memory_budget: int = 4 << 30
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "families", tuple(self.families))
+        object.__setattr__(self, "widths", tuple(self.widths))
+        if not self.families:
+            raise FamilyError("Search: families is empty; name at least one, e.g. ('ridge', 'conv').")
+        for name in self.families:
+            family(name)
+        if len(self.widths) != 2:
+            raise FamilyError(f"Search: widths must be (smallest, largest), got {self.widths}.")
+        for width in self.widths:
+            check_width(width)
+        if self.widths[0] > self.widths[1]:
+            raise FamilyError(f"Search: widths must be (smallest, largest), got {self.widths}.")
+        for name, low, high in (("resolution", 0.0, 1.0), ("held_out", 0.0, 1.0), ("audit", -1e-9, 1.0)):
+            value = getattr(self, name)
+            if not low < value < high:
+                raise TaskError(f"Search: {name} must lie between {max(low, 0.0):g} and {high:g}, got {value}.")
+        if self.dtype not in ("float32", "float16", "bfloat16"):
+            raise TaskError(f"Search: dtype must be float32, float16 or bfloat16, got {self.dtype!r}.")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that results depend on, as plain data."""
+        fields = asdict(self)
+        del fields["memory_budget"]  # where activations lie does not change them
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in _listed(fields).items()}
+
+
+def _listed(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: _listed(v) if isinstance(v, dict) else (list(v) if isinstance(v, tuple) else v) for key, v in fields.items()}

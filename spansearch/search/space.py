@@ -1,0 +1,102 @@
+"""Trial parameters <-> splices: a flat space of two endpoints, family, width and start of the fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from spansearch.errors import SpanError
+from spansearch.recipe import Splice
+from spansearch.search.settings import Search
+from spansearch.spans import CutPoint, Span, Spans
+from spansearch.students import family
+
+
+class Space:
+    """The search space of a study.
+
+    All cut points, nested ones included, stand in the order of the forward pass; ``left`` and ``right`` are
+    positions in that order, sorted when read. A pair that is no legal span stands for the smallest one around
+    it, or else the nearest, so every proposal means something and neighbours mean similar things.
+    Every family shares the same width: samplers learn faster in a flat space than in a conditional one.
+    """
+
+    def __init__(self, found: Spans, settings: Search) -> None:
+        self.settings = settings
+        self.spans: list[Span] = [
+            span for span in found.spans if settings.nested or not span.nested
+        ]
+        used = {name for span in self.spans for name in (span.start.name, span.stop.name)}
+        self.points: list[CutPoint] = [p for p in found.ordered_points if p.name in used]
+        position = {point.name: i for i, point in enumerate(self.points)}
+        self._legal = {(position[s.start.name], position[s.stop.name]): s for s in self.spans}
+        if not self.spans:
+            reasons = "; ".join(f"{r.name}: {r.reason}" for r in found.rejected[:5])
+            raise SpanError(
+                "The model has no legal span to replace"
+                + (f" ({reasons})" if reasons else ": no two cut points enclose a module call")
+                + ". A span needs two activations with a module call between them and no path around it."
+            )
+        self._position = position
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The parameters of a trial."""
+        low, high = self.settings.widths
+        last = len(self.points) - 1
+        return {
+            "left": IntDistribution(0, last),
+            "right": IntDistribution(0, last),
+            "family": CategoricalDistribution(self.settings.families),
+            "width": FloatDistribution(low, high, log=True),
+            "init": CategoricalDistribution(("warm", "scratch")),
+        }
+
+    def span(self, splice: Splice) -> Span:
+        """The span of a splice; SpanError where this space has none of that name."""
+        pair = (self._position.get(splice.start, -1), self._position.get(splice.stop, -1))
+        if pair not in self._legal:
+            raise SpanError(f"{splice.span_name} is no span of this search space.")
+        return self._legal[pair]
+
+    def decode(self, params: Mapping[str, Any]) -> Splice:
+        """The splice a proposal stands for, in a canonical form: equal proposals give equal splices.
+
+        Raises:
+            ValueError: the family refuses the span; says why.
+        """
+        span = self._nearest(int(params["left"]), int(params["right"]))
+        kind = family(str(params["family"]))
+        reason = kind.refuses(span)
+        if reason:
+            raise ValueError(reason)
+        size = kind.size(span, float(params["width"])) if kind.sized else 0
+        init = params["init"] if kind.gradient else "warm"
+        return Splice(span.start.name, span.stop.name, str(params["family"]), size, init)
+
+    def encode(self, splice: Splice, width: float = 1.0) -> dict[str, Any]:
+        """Parameters that stand for a splice; of a sized family with its ``width``."""
+        low, high = self.settings.widths
+        return {
+            "left": self._position[splice.start],
+            "right": self._position[splice.stop],
+            "family": splice.family,
+            "width": min(max(width, low), high),
+            "init": splice.init,
+        }
+
+    def _nearest(self, left: int, right: int) -> Span:
+        left, right = min(left, right), max(left, right)
+        if (left, right) in self._legal:
+            return self._legal[left, right]
+        around = [pair for pair in self._legal if pair[0] <= left and right <= pair[1]]
+        if around:
+            return self._legal[min(around, key=lambda pair: (pair[1] - pair[0], pair))]
+        return self._legal[min(self._legal, key=lambda p: (abs(p[0] - left) + abs(p[1] - right), p))]

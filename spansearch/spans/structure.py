@@ -1,0 +1,73 @@
+"""Arguments and outputs of module calls as flat lists of leaves, and back.
+
+Like torch's pytree, but it also looks into dataclasses and other plain objects that hold tensors, which need
+not be registered anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How leaves are nested. ``records[i]`` is the type and inside of pytree leaf i, None where it has none."""
+
+    spec: Any
+    records: tuple[tuple[type, Structure] | None, ...]
+
+
+def flatten(value: Any) -> tuple[list[Any], Structure]:
+    """The leaves of a nested structure, in a fixed order, and how they are nested."""
+    outer, spec = pytree.tree_flatten(value)
+    leaves: list[Any] = []
+    records: list[tuple[type, Structure] | None] = []
+    for leaf in outer:
+        if _is_record(leaf):
+            inside, structure = flatten(dict(vars(leaf)))
+            leaves.extend(inside)
+            records.append((type(leaf), structure))
+        else:
+            leaves.append(leaf)
+            records.append(None)
+    return leaves, Structure(spec, tuple(records))
+
+
+def unflatten(leaves: Sequence[Any], structure: Structure) -> Any:
+    """The inverse of flatten; records become new objects of their type, made without calling it."""
+    return _build(iter(leaves), structure)
+
+
+def clone_tensors(value: Any) -> Any:
+    """The same structure with every tensor cloned; one tensor given twice stays one tensor given twice."""
+    leaves, structure = flatten(value)
+    clones: dict[int, Tensor] = {}
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and id(leaf) not in clones:
+            clones[id(leaf)] = leaf.detach().clone()
+    return unflatten([clones.get(id(leaf), leaf) for leaf in leaves], structure)
+
+
+def _build(leaves: Iterator[Any], structure: Structure) -> Any:
+    outer = []
+    for record in structure.records:
+        if record is None:
+            outer.append(next(leaves))
+            continue
+        kind, inside = record
+        made: Any = object.__new__(kind)
+        vars(made).update(_build(leaves, inside))
+        outer.append(made)
+    return pytree.tree_unflatten(outer, structure.spec)
+
+
+def _is_record(leaf: Any) -> bool:
+    if isinstance(leaf, Tensor | nn.Module | type) or not hasattr(leaf, "__dict__"):
+        return False
+    return dataclasses.is_dataclass(leaf) or any(isinstance(value, Tensor) for value in vars(leaf).values())

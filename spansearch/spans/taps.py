@@ -1,0 +1,159 @@
+"""Reading an activation during a forward pass, or writing one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from spansearch.spans.points import CutPoint
+from spansearch.spans.structure import flatten, unflatten
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where glue makes an activation: after which module call begins or ends, by which torch function from
+    there, and which leaf of what that returns."""
+
+    after: tuple[str, int, str]
+    function: int
+    leaf: int
+
+
+class Tap:
+    """Reads a cut point's activation during a forward pass or, given a value, writes it there.
+
+    An activation that a module makes is written where it is made. One that glue makes is written where a
+    module first reads it and, if ``origin`` says where glue makes it, there already: other glue may read it
+    earlier.
+
+    Attributes:
+        value: what was read (a copy: later in-place operators do not reach it) or written, None where the
+            pass did not come by.
+        origin: where glue made what was read, if a tap of ``tapped(..., origins=True)`` read it.
+    """
+
+    def __init__(self, point: CutPoint, force: Tensor | None = None, origin: Origin | None = None) -> None:
+        self.place = point.places[0]
+        self.force = force
+        self.value: Tensor | None = None
+        self.origin = origin
+        self._glue: _Glue | None = None
+        self._seen = 0
+
+    def attach(self, model: nn.Module) -> Any:
+        """Hook into a model; returns the hook's handle."""
+        self.rewind()
+        module = model.get_submodule(self.place.path)
+        if self.place.side == "out":
+            return module.register_forward_hook(
+                lambda _m, args, kwargs, output: self._tap(output, (args, kwargs)), with_kwargs=True
+            )
+        return module.register_forward_pre_hook(
+            lambda _m, args, kwargs: self._tap((args, kwargs), (args, kwargs)), with_kwargs=True
+        )
+
+    def rewind(self) -> None:
+        """Before the next forward pass: calls are counted from the start, nothing is left of the last."""
+        self.value, self._seen = None, 0
+
+    def _tap(self, structure: Any, given: Any) -> Any:
+        number, self._seen = self._seen, self._seen + 1
+        if number != self.place.number:
+            return None
+        leaves, shape = flatten(structure)
+        leaf = leaves[self.place.leaf]
+        if self.force is None:
+            self.value = leaf.detach().clone()
+            if self._glue is not None:
+                self.origin = self._glue.origins.get(id(leaf))
+            return None
+        self.value = self.force
+        if any(leaf is other for other in flatten(given)[0]):  # code around the module holds this very tensor
+            if leaf.shape == self.force.shape and torch.equal(leaf, self.force):
+                return None
+            try:
+                with torch.no_grad():
+                    leaf.copy_(self.force)
+                return None
+            except RuntimeError:  # an expanded tensor, whose elements share memory, cannot be written
+                pass
+        leaves[self.place.leaf] = self.force.clone()
+        return unflatten(leaves, shape)
+
+
+@contextmanager
+def tapped(model: nn.Module, taps: Iterable[Tap], origins: bool = False) -> Iterator[None]:
+    """Taps attached for the duration of a block; ``origins`` also finds where glue makes what they read."""
+    taps = list(taps)
+    with ExitStack() as stack:
+        if origins or any(tap.origin is not None for tap in taps):
+            glue = _Glue({tap.origin: tap.force for tap in taps if tap.origin and tap.force is not None})
+            for handle in glue.watch(model):
+                stack.callback(handle.remove)
+            for tap in taps:
+                tap._glue = glue if origins else None
+            stack.enter_context(glue)
+        for tap in taps:
+            stack.callback(tap.attach(model).remove)
+        yield
+
+
+class _Glue(TorchFunctionMode):
+    """Numbers the torch functions between module calls; writes what they return where it is told to."""
+
+    def __init__(self, forced: dict[Origin, Tensor]) -> None:
+        super().__init__()
+        self.forced = forced
+        self.origins: dict[int, Origin] = {}
+        self._alive: list[Tensor] = []  # keeps identities unique
+        self._counts: dict[tuple[str, str], int] = {}
+        self._after = ("", 0, "begin")
+        self._function = 0
+
+    def watch(self, model: nn.Module) -> list[Any]:
+        """Hook into every module; returns the handles."""
+        handles = []
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(self._event(path, "begin")))
+            handles.append(module.register_forward_hook(self._event(path, "end")))
+        return handles
+
+    def _event(self, path: str, side: str) -> Callable[..., None]:
+        def happen(*_: Any) -> None:
+            if not path and side == "begin":  # a new forward pass
+                self._counts.clear()
+            number = self._counts.get((path, side), 0)
+            self._counts[path, side] = number + 1
+            self._after, self._function = (path, number, side), 0
+
+        return happen
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self._function += 1
+        leaves, spec = pytree.tree_flatten(out)
+        changed = False
+        for i, leaf in enumerate(leaves):
+            if not isinstance(leaf, Tensor):
+                continue
+            origin = Origin(self._after, self._function, i)
+            self.origins[id(leaf)] = origin
+            self._alive.append(leaf)
+            value = self.forced.get(origin)
+            if value is None or value.shape != leaf.shape:
+                continue
+            if any(leaf is given for given in pytree.tree_leaves((args, kwargs))):  # in place
+                with torch.no_grad():
+                    leaf.copy_(value)
+            else:
+                leaves[i], changed = value.clone(), True
+        return pytree.tree_unflatten(leaves, spec) if changed else out

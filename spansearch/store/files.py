@@ -1,0 +1,79 @@
+"""Student files: safetensors, named by what produced them, written whole or not at all, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from spansearch.errors import StudyError
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that after a crash it is there whole or not at all.
+
+    Raises:
+        StudyError: the disk is full or the directory cannot be written; nothing that was there is lost.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StudyError(
+            f"Cannot write {path}: {error.strerror or error}. What was written before is intact. Free some space "
+            "or change the permissions, then run the same command again: it continues."
+        ) from error
+
+
+class StudentFiles:
+    """The students of one run, in its directory ``students/``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def save(self, origin: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, str]:
+        """Write a student's state; returns what load needs: its file's name and content hash.
+
+        Args:
+            origin: everything that determines the student; its hash names the file.
+            state: the student's state_dict.
+        """
+        name = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:32] + ".safetensors"
+        data = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in state.items()})
+        write_durably(self.directory / name, data)
+        return {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
+
+    def load(self, entry: Mapping[str, str]) -> dict[str, Tensor]:
+        """A student's state; StudyError where its file is missing, damaged or not the one that was written."""
+        path = self.directory / Path(entry["file"]).name  # a name only: no path leaves the directory
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StudyError(f"The student file {path} cannot be read: {error.strerror}.") from error
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise StudyError(
+                f"The student file {path} is not the one this study wrote (its SHA-256 differs): it is damaged or was "
+                "replaced. Restore it from a copy, or run the study anew in another directory."
+            )
+        try:
+            return safetensors.torch.load(data)
+        except safetensors.SafetensorError as error:
+            raise StudyError(f"The student file {path} cannot be parsed: {error}.") from error

@@ -1,0 +1,33 @@
+"""Families of students; importing this package registers the built-in ones."""
+
+from spansearch.students import conv, identity, lowrank, mlp, ridge
+from spansearch.students.base import (
+    Family,
+    Fitted,
+    Init,
+    check_width,
+    families,
+    family,
+    fit_student,
+    refusal,
+    register,
+    student_cost,
+)
+
+__all__ = [
+    "Family",
+    "Fitted",
+    "Init",
+    "check_width",
+    "conv",
+    "families",
+    "family",
+    "fit_student",
+    "identity",
+    "lowrank",
+    "mlp",
+    "refusal",
+    "register",
+    "ridge",
+    "student_cost",
+]

@@ -1,0 +1,155 @@
+"""What a family of students is, the registry, and fitting one student of any family."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Literal, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from spansearch.cost import Cost, announce
+from spansearch.errors import FamilyError
+from spansearch.fit import FitData, FitReport, FitSettings, fit_by_gradient, held_out_error
+from spansearch.screen import PathOf
+from spansearch.spans import Span
+
+Init = Literal["warm", "scratch"]
+
+
+class Family(Protocol):
+    """A kind of student. Implementations are frozen dataclasses registered with ``@register(name)``.
+
+    Attributes:
+        gradient: students are fitted by gradient from a warm or a scratch start; else ``solve`` is final.
+        sized: students come in sizes, so a width means something.
+    """
+
+    gradient: bool
+    sized: bool
+
+    def refuses(self, span: Span) -> str | None:
+        """Why students of this family do not fit the span, or None."""
+
+    def size(self, span: Span, width: float) -> int:
+        """What a width in (0, 1] scales, as a whole number >= 1 (a rank, hidden units); 0 if not sized."""
+
+    def build(self, span: Span, size: int) -> nn.Module:
+        """A student with freshly initialised weights; on the meta device its cost is known before it exists."""
+
+    def solve(self, span: Span, size: int, path: PathOf) -> nn.Module:
+        """The closed form, or the warm start of a gradient fit; same modules and parameters as ``build``."""
+
+
+_REGISTRY: dict[str, Family] = {}
+families: Mapping[str, Family] = MappingProxyType(_REGISTRY)
+"""Registered families by name, read-only."""
+
+C = TypeVar("C", bound=type)
+
+
+def register(name: str) -> Callable[[C], C]:
+    """Class decorator: make a family known under a name."""
+
+    def add(cls: C) -> C:
+        if name in _REGISTRY and type(_REGISTRY[name]).__qualname__ != cls.__qualname__:
+            raise FamilyError(
+                f"register: the family name {name!r} is taken by {type(_REGISTRY[name]).__name__}. Studies "
+                "store families by name; choose another."
+            )
+        _REGISTRY[name] = cls()
+        return cls
+
+    return add
+
+
+def family(name: str) -> Family:
+    """The family registered under a name; FamilyError lists the known ones."""
+    if name not in _REGISTRY:
+        raise FamilyError(
+            f"Unknown family {name!r}. Known: {', '.join(sorted(_REGISTRY))}. Register yours with "
+            "@spansearch.register(name) in the study file."
+        )
+    return _REGISTRY[name]
+
+
+def check_width(width: float) -> float:
+    """The width as a float; FamilyError unless it lies in (0, 1]."""
+    number = float(width)
+    if not 0 < number <= 1 or math.isnan(number):
+        raise FamilyError(
+            f"width must lie in (0, 1], got {width}. It is the student's size as a share of the span's width."
+        )
+    return number
+
+
+@lru_cache(maxsize=65536)
+def student_cost(name: str, span: Span, size: int) -> Cost:
+    """What a student will cost for one example, counted on the meta device before it exists."""
+    return announce(lambda: family(name).build(span, size), span.start.shape)
+
+
+def refusal(name: str, span: Span, size: int) -> str | None:
+    """Why a student is not worth building: its family refuses the span, or it costs as much as the span."""
+    reason = family(name).refuses(span)
+    if reason:
+        return reason
+    cost = student_cost(name, span, size)
+    if cost.flops >= span.flops:
+        return f"costs {cost.flops} flops an example, no less than the span's {span.flops}"
+    return None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted student and how the fit went; ``report`` only where it was fitted by gradient."""
+
+    student: nn.Module
+    held_out_error: float
+    seconds: float
+    report: FitReport | None = None
+
+
+def fit_student(
+    name: str,
+    span: Span,
+    size: int,
+    init: Init,
+    data: FitData,
+    path: PathOf,
+    settings: FitSettings,
+    rate: Callable[[Callable[[], nn.Module]], float],
+    seed: int,
+) -> Fitted:
+    """Fit one student of any family.
+
+    Args:
+        name, span, size, init: which student.
+        data: the span's recorded inputs and outputs.
+        path: ridge solutions of spans, for the closed form and the warm start.
+        settings: of the gradient fit.
+        rate: given a function that builds the start, the learning rate to use (cached or found by range test).
+        seed: every random choice of this fit follows from it; global random state is restored.
+    """
+    kind = family(name)
+    started = time.perf_counter()
+    with torch.random.fork_rng(), torch.device("cpu"):
+        torch.manual_seed(seed)
+
+        def start() -> nn.Module:
+            torch.manual_seed(seed)
+            return kind.solve(span, size, path) if init == "warm" else kind.build(span, size)
+
+        if not kind.gradient:
+            student = kind.solve(span, size, path).to(data.device).eval()
+            error = held_out_error(student, data)
+            return Fitted(student, error, time.perf_counter() - started)
+        learning_rate = rate(start)
+        student = start()
+        report = fit_by_gradient(student, data, learning_rate, settings, seed)
+    return Fitted(student, report.held_out_error, time.perf_counter() - started, report)

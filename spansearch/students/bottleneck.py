@@ -1,0 +1,51 @@
+"""What the gradient families share: a linear reading, units with a slope each, a linear writing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spansearch.ridge import RidgePath
+
+
+class LastDimPReLU(nn.Module):
+    """PReLU with a slope for every channel of the LAST dimension (nn.PReLU takes dimension 1)."""
+
+    def __init__(self, channels: int, init: float = 0.25) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., channels)."""
+        return torch.where(x >= 0, x, x * self.weight)
+
+
+def warm_factors(path: RidgePath, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Reduced-rank ridge as down (size, d_in), up (d_out, size), bias (d_out,), float32.
+
+    Each unit's incoming and outgoing weights have the same norm. Where ``size`` exceeds the full rank, the further
+    units read random combinations (global generator) and write nothing yet: the map is the same.
+    """
+    rank = min(size, len(path.rank_errors))
+    down, up, bias = path.at_rank(rank)
+    norms = down.norm(dim=1).clamp_min(1e-12).sqrt()
+    down, up = down / norms[:, None], up * norms
+    if size > rank:
+        more = torch.randn(size - rank, down.shape[1], dtype=down.dtype, device=down.device)
+        more *= down.norm(dim=1).mean() / more.norm(dim=1, keepdim=True)
+        down = torch.cat([down, more])
+        up = torch.cat([up, torch.zeros(len(up), size - rank, dtype=up.dtype, device=up.device)], 1)
+    return down.float(), up.float(), bias.float()
+
+
+def hidden_units(width: float, channels_in: int, channels_out: int) -> int:
+    """Width scales the larger of the span's channels in and out; at least one unit."""
+    return max(1, round(width * max(channels_in, channels_out)))
+
+
+@torch.no_grad()
+def set_slopes(activation: nn.Module, value: float) -> None:
+    """Give every unit this slope below zero: 1 makes the unit linear."""
+    weight = activation.weight
+    assert isinstance(weight, Tensor)
+    weight.fill_(value)

@@ -1,0 +1,91 @@
+"""conv: two convolutions with an activation between, strided as the span needs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from spansearch.linear_maps import LinearMap
+from spansearch.screen import PathOf, span_map
+from spansearch.spans import Span
+from spansearch.students.base import check_width, register
+from spansearch.students.bottleneck import hidden_units, set_slopes, warm_factors
+
+
+@register("conv")
+@dataclass(frozen=True)
+class Conv:
+    """k x k convolution, PReLU with a slope per channel, k x k convolution. Width scales the channels between.
+
+    Where the span ends in a vector the second convolution is an average over the map and a linear layer.
+    Warm start: reduced-rank k x k ridge through slopes of 1, the second kernel its centre tap.
+    """
+
+    kernel: int = 3
+    gradient: bool = True
+    sized: bool = True
+
+    def refuses(self, span: Span) -> str | None:
+        if span.start.layout != "map":
+            return f"conv reads maps (N, C, H, W), {span.start.name} is {span.start.layout or 'of no known layout'}"
+        try:
+            linear = span_map(span, self.kernel)
+        except ValueError as error:
+            return str(error)
+        if linear.kind == "map" and linear.kernel == (1, 1):
+            return "the map is a single pixel: a convolution is an mlp there"
+        return None
+
+    def size(self, span: Span, width: float) -> int:
+        return hidden_units(check_width(width), span.start.shape[0], span.stop.shape[0])
+
+    def build(self, span: Span, size: int) -> nn.Module:
+        return self._layers(span_map(span, self.kernel), size)
+
+    @torch.no_grad()
+    def solve(self, span: Span, size: int, path: PathOf) -> nn.Module:
+        linear = span_map(span, self.kernel)
+        student = self._layers(linear, size)
+        first = next(m for m in student if isinstance(m, nn.Conv2d))
+        last = student[-1] if linear.kind == "map" else next(m for m in student if isinstance(m, nn.Linear))
+        set_slopes(next(m for m in student if isinstance(m, nn.PReLU)), 1.0)
+        down, up, bias = warm_factors(path(span, self.kernel), size)
+        assert isinstance(last, nn.Conv2d | nn.Linear) and last.bias is not None and first.bias is not None
+        first.bias.zero_()
+        last.bias.copy_(bias)
+        if linear.kind == "map":
+            first.weight.copy_(down.view_as(first.weight))
+            last.weight.zero_()
+            last.weight[:, :, last.weight.shape[2] // 2, last.weight.shape[3] // 2] = up
+            return student
+        # the average over the map commutes with a pixelwise map: of the ridge on grid cells take their mean
+        cells = linear.grid**2
+        pixelwise = down.view(size, -1, cells).sum(-1)
+        first.weight.zero_()
+        first.weight[:, :, self.kernel // 2, self.kernel // 2] = pixelwise
+        last.weight.copy_(up)
+        return student
+
+    def _layers(self, linear: LinearMap, size: int) -> nn.Sequential:
+        channels_in, channels_out = linear.in_shape[0], linear.out_shape[0]
+        if linear.kind == "pooled":
+            layers = [
+                nn.Conv2d(channels_in, size, self.kernel, padding=self.kernel // 2),
+                nn.PReLU(size),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(size, channels_out),
+            ]
+            if len(linear.out_shape) == 3:
+                layers.append(nn.Unflatten(1, linear.out_shape))
+            return nn.Sequential(*layers)
+        kernel, (ph, pw) = linear.kernel, linear.padding
+        layers = [
+            nn.Conv2d(channels_in, size, kernel, linear.stride, (ph, pw)),
+            nn.PReLU(size),
+            nn.Conv2d(size, channels_out, kernel, padding=(ph, pw)),
+        ]
+        if linear.upsample != (1, 1):
+            up_h, up_w = linear.upsample
+            layers.insert(0, nn.Upsample(scale_factor=(float(up_h), float(up_w))))
+        return nn.Sequential(*layers)
