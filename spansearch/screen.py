@@ -1,4 +1,4 @@
-"""Ridge screening: the closed-form linear students of every span, from one set of streaming moments a start."""
+"""Ridge screening: the closed-form linear students of every span, from streaming moments."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from spansearch.linear_maps import LinearMap, linear_map
+from spansearch.moments import Decomposition, Moments
 from spansearch.record import PARTS, Part, Recording, Track, untracked
-from spansearch.ridge import Decomposition, Moments, RidgePath, solve_span
+from spansearch.ridge import RidgePath, solve_span
 from spansearch.spans import Span
 
 CHUNK = 256  # examples handed over at once, so that memory-mapped activations are not read in whole

@@ -11,7 +11,8 @@ from sklearn.linear_model import Ridge
 
 from spansearch.errors import DataError
 from spansearch.linear_maps import linear_map
-from spansearch.ridge import Decomposition, Moments, fit_ridge, solve_span
+from spansearch.moments import Decomposition, Moments
+from spansearch.ridge import fit_ridge, solve_span
 
 ZERO = {"zero": None}
 

@@ -18,9 +18,9 @@ def copy_model(model: M) -> M:
     """A copy of the same class whose parameters and buffers share the original's memory, copy-on-write.
 
     Reading costs no memory. Whatever writes first - an optimiser's step, load_state_dict, batch norm's
-    running statistics in train mode, ``p.data.mul_()`` - gets memory of its own at that moment, so the original
-    never changes. Tied parameters stay tied. Gradients are not carried over. Where PyTorch cannot share a tensor
-    copy-on-write (memory-mapped or foreign memory, meta tensors), that tensor is copied.
+    running statistics in train mode, ``p.data.mul_()`` - gets memory of its own at that moment, so the
+    original never changes. Tied parameters stay tied. Gradients are not carried over. Where PyTorch cannot share
+    a tensor copy-on-write (memory-mapped or foreign memory, meta tensors), that tensor is copied.
 
     Raises:
         SpanError: an attribute of the model cannot be deep-copied; names it.
@@ -30,9 +30,9 @@ def copy_model(model: M) -> M:
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise SpanError(
-            f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}. A splice is a copy of the "
-            "model; every attribute that is no parameter or buffer must survive copy.deepcopy. Remove locks, open "
-            "files, generators or give the class a __deepcopy__."
+            f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}. A splice is a copy of "
+            "the model; every attribute that is no parameter or buffer must survive copy.deepcopy. Remove "
+            "locks, open files, generators or give the class a __deepcopy__."
         ) from error
 
 

@@ -175,8 +175,8 @@ def find_spans(model: nn.Module, *args: Any, **kwargs: Any) -> Spans:
     notes = []
     if not any(call.path for call in traced.calls):
         notes.append(
-            f"{type(model).__name__} calls no module of its own, so nothing in it can be replaced; to replace "
-            "it as a whole wrap it in nn.Sequential"
+            f"{type(model).__name__} calls no module of its own, so nothing in it can be replaced; to "
+            "replace it as a whole wrap it in nn.Sequential"
         )
     if traced.uncounted:
         notes.append("flops of these operators are not counted: " + ", ".join(traced.uncounted))

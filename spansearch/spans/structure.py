@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 @dataclass(frozen=True)
 class Structure:
-    """How leaves are nested. ``records[i]`` is the type and inside of pytree leaf i, None where it has none."""
+    """How leaves are nested. ``records[i]``: type and inside of pytree leaf i, None where it is a leaf."""
 
     spec: Any
     records: tuple[tuple[type, Structure] | None, ...]

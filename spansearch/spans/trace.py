@@ -49,7 +49,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], train
         mode = "train" if train else "eval"
         raise SpanError(
             f"{type(model).__name__} failed in {mode} mode on the example input: {type(error).__name__}: "
-            f"{error}. spansearch runs the model once on a real example. Pass the arguments the model is called with."
+            f"{error}. spansearch runs the model once on a real example. Pass the arguments the model is "
+            "called with."
         ) from error
     finally:
         for handle in handles:
@@ -70,8 +71,8 @@ def _finish(recorder: _Recorder, inputs: Inputs, tally: FlopTally, name: str) ->
     flow = Flow(recording, sources)
     if flow.graph is None:
         raise SpanError(
-            f"No differentiable path leads from {name}'s input to its output{recorder.where_lost()}: autograd "
-            "is blind there. A trunk under torch.no_grad(), a detach() or an integer output hides the graph. "
+            f"No differentiable path leads from {name}'s input to its output{recorder.where_lost()}: "
+            "autograd is blind there. A trunk under torch.no_grad(), a detach() or an integer output hides the graph. "
             "Remove the no_grad for tracing."
         )
     place_calls(recording, flow)

@@ -184,8 +184,8 @@ def _other_inputs(examples: Sequence[Batch]) -> list[Any]:
     ]
     if not fitting:
         raise SpanError(
-            "verify: the examples are all alike, so a replay on another one shows nothing. Pass a batch of two "
-            "or more different examples."
+            "verify: the examples are all alike, so a replay on another one shows nothing. Pass a batch of "
+            "two or more different examples."
         )
     return [with_main(values) for values in fitting[:MOST_OTHERS]]
 
