@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from spansearch.batches import Batch, arguments, batch_size, head
 from spansearch.cost import Cost, cost
 from spansearch.errors import DataError
-from spansearch.task import Batch, Split, Task, arguments, batch_size, head
+from spansearch.task import Split, Task
 
 Divergence = Literal["kl", "squared"]
 
@@ -44,6 +46,8 @@ class Measures:
 class Evaluator:
     """Measures models on one split of a task. The teacher runs once, when the evaluator is made.
 
+    The batches of the split and the teacher's outputs are kept on the device.
+
     Args:
         task: says how a model is called and scored.
         teacher: what others are compared with; in eval mode.
@@ -65,10 +69,15 @@ class Evaluator:
         for number, output in enumerate(self.outputs):
             if not torch.isfinite(output).all():
                 raise DataError(
-                    f"The teacher's output on {split} batch {number} is NaN or infinite; nothing can be compared "
-                    "with it. Check this batch."
+                    f"The teacher's output on {split} batch {number} is NaN or infinite; nothing can be "
+                    "compared with it. Check this batch."
                 )
         self.divergence_kind: Divergence = _kind(task, self.batches, self.outputs)
+        if not sum(weight for _, weight in self._differences(self.outputs)):
+            raise DataError(
+                f"On {split} no position counts or the teacher's output is 0 everywhere; nothing can be "
+                "compared with it. Check Task(mask=...) and the batches."
+            )
         self.teacher_score = task.measure(teacher, self.batches)
         self.teacher_cost = self.cost(teacher)
         self.seconds = 0.0
@@ -81,7 +90,11 @@ class Evaluator:
         return cost(_Forward(model, self.task), *args, **kwargs, _batch=head(self.batches[0], 2))
 
     def measure(self, model: nn.Module) -> Measures:
-        """Score, divergence and cost of a model; DataError where the score is not finite."""
+        """Score, divergence and cost of a model, which is put in eval mode.
+
+        Raises:
+            TaskError: it does not run on a batch. DataError: its score or output is not finite.
+        """
         started = time.perf_counter()
         model.eval()
         score = self.task.measure(model, self.batches)
@@ -101,15 +114,15 @@ class Evaluator:
     @torch.no_grad()
     def divergence(self, model: nn.Module) -> float:
         """How far a model's output is from the teacher's, over all predictions that count."""
-        total = weight = 0.0
-        for batch, target in zip(self.batches, self.outputs, strict=True):
-            output = self.task.output(model, batch)
-            wrong, count = difference(output, target, self.divergence_kind, self.task.positions(batch))
-            total, weight = total + wrong, weight + count
-        value = total / weight if weight else 0.0
-        if value != value or value in (float("inf"), float("-inf")):
-            raise DataError("The spliced model's output is NaN or infinite.")
+        differences = list(self._differences(self.task.output(model, batch) for batch in self.batches))
+        value = sum(total for total, _ in differences) / sum(weight for _, weight in differences)
+        if not math.isfinite(value):
+            raise DataError(f"The model's output on {self.split} is NaN or infinite.")
         return value
+
+    def _differences(self, outputs: Iterable[Tensor]) -> Iterator[tuple[float, float]]:
+        for batch, output, target in zip(self.batches, outputs, self.outputs, strict=True):
+            yield difference(output, target, self.divergence_kind, self.task.positions(batch))
 
 
 class _Forward(nn.Module):
@@ -130,13 +143,23 @@ def difference(
     """Summed divergence of a batch and what to divide it by.
 
     Args:
-        output, target: the model's and the teacher's, same shape; logits (..., classes) for ``kl``.
-        kind: ``kl``: sum over predictions of KL(teacher || model) in nats, and their number; ``squared``: sum of
-            squared differences, and the target's sum of squares.
+        output, target: the model's and the teacher's, same shape; logits (..., classes) for ``kl``. Compared
+            in float64.
+        kind: ``kl``: sum over predictions of KL(teacher || model) in nats, and their number; ``squared``: sum
+            of squared differences, and the target's sum of squares.
         keep: bool (N, T), the positions that count; ignored where the output has no such dimensions.
+
+    Raises:
+        DataError: the shapes differ.
     """
+    if output.shape != target.shape:
+        raise DataError(
+            f"The model's output has the shape {tuple(output.shape)}, the teacher's {tuple(target.shape)}. "
+            "They can only be compared where they agree."
+        )
     output, target = output.double(), target.double()
-    if keep is not None and target.ndim >= 2 and keep.shape == target.shape[:2]:
+    predictions = target.shape[:-1] if kind == "kl" else target.shape
+    if keep is not None and keep.shape == predictions[:2]:
         output, target = output[keep], target[keep]
     if kind == "squared":
         return float((output - target).square().sum()), float(target.square().sum())
@@ -146,16 +169,28 @@ def difference(
 
 
 def _kind(task: Task, batches: Sequence[Batch], outputs: Sequence[Tensor]) -> Divergence:
-    """kl where a batch carries integer labels shaped like the output without its last dimension."""
     if task.divergence != "auto":
         return task.divergence
-    output = outputs[0]
-    if output.ndim < 2:
-        return "squared"
-    for leaf in pytree.tree_leaves(batches[0]):
-        if isinstance(leaf, Tensor) and not leaf.is_floating_point() and leaf.shape == output.shape[:-1]:
-            labels = leaf[leaf >= 0] if leaf.dtype is not torch.bool else leaf
-            if labels.numel() and int(labels.max()) < output.shape[-1]:
-                return "kl"
-    return "squared"
+    labelled = all(_has_labels(batch, output) for batch, output in zip(batches, outputs, strict=True))
+    return "kl" if labelled else "squared"
 
+
+def _has_labels(batch: Batch, output: Tensor) -> bool:
+    """Does a batch hold integers that name classes, one for each prediction (...) of (..., classes)?
+
+    Negative ones stand for no label. What says where tokens are, masks and positions, names no class.
+    """
+    if output.ndim < 2 or output.shape[-1] < 2:
+        return False
+    if isinstance(batch, Mapping):
+        batch = {key: value for key, value in batch.items() if not str(key).endswith(_NO_LABELS)}
+    for leaf in pytree.tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.dtype in _INTEGERS and leaf.shape == output.shape[:-1]:
+            labels = leaf[leaf >= 0]
+            if labels.numel() and int(labels.max()) < output.shape[-1]:
+                return True
+    return False
+
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_NO_LABELS = ("mask", "token_type_ids", "position_ids", "lengths")

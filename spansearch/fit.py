@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from spansearch.errors import DataError
+from spansearch.errors import DataError, TaskError
 
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-3, 1e-2, 3e-2, 1e-1)
+CHUNK = 256  # examples looked at together where no gradient is needed
+CLIP = 10.0  # largest norm of a gradient; losses are relative, so that it means the same for every span
 
 
 @dataclass(frozen=True)
@@ -20,26 +22,43 @@ class FitSettings:
     """How long and how students are fitted by gradient.
 
     Attributes:
-        steps: optimiser steps at most.
+        steps: optimiser steps at most; 0 keeps the start.
         batch_size: examples a step.
         rates: learning rates the range test tries; the best after ``rate_steps`` steps is taken.
+        rate_steps: steps of the range test with each rate.
         check_every: steps between two looks at the held-out error.
         patience: looks without a new best after which fitting stops.
+
+    Raises:
+        TaskError: at once, where a setting is out of its range.
     """
 
     steps: int = 300
     batch_size: int = 64
     rates: tuple[float, ...] = RATES
-    rate_steps: int = 30
+    rate_steps: int = 100
     check_every: int = 25
-    patience: int = 4
+    patience: int = 8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rates", tuple(self.rates))
+        for name in ("steps", "batch_size", "rate_steps", "check_every", "patience"):
+            value, least = getattr(self, name), 0 if name == "steps" else 1
+            if not isinstance(value, int) or value < least:
+                raise TaskError(f"FitSettings: {name} must be a whole number >= {least}, got {value!r}.")
+        if not self.rates or not all(0 < rate < math.inf for rate in self.rates):
+            raise TaskError(f"FitSettings: rates must be one or more finite numbers > 0, got {self.rates}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FitData:
-    """What a span was seen to do: x (n, *start shape) and y (n, *stop shape), for fitting and held out.
+    """What a span was seen to do, as recorded: on the CPU, in the dtype of storage, perhaps on disk.
 
-    ``keep`` and ``keep_held`` are bool (n, T) where only some positions of the output count.
+    Attributes:
+        x, y: activations to fit, (n, *start shape) and (n, *stop shape).
+        x_held, y_held: the same, held out.
+        keep, keep_held: bool (n, T) where only some positions of the tokens that come out count, else None.
+        device: where fitting takes place; examples are moved there, as float32, when they are used.
     """
 
     x: Tensor
@@ -49,6 +68,58 @@ class FitData:
     keep: Tensor | None = None
     keep_held: Tensor | None = None
     device: torch.device | str = "cpu"
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Mean of every channel of the fit targets that count, shaped to broadcast over (n, *stop shape)."""
+        return self._moments[0]
+
+    @cached_property
+    def variance(self) -> float:
+        """Mean square of the fit targets that count about their mean, at least 1e-12 of that about 0."""
+        return self._moments[1]
+
+    @cached_property
+    def held_out_spread(self) -> float:
+        """Summed square of the held-out targets that count about ``mean``; floored like ``variance``."""
+        spread = raw = 0.0
+        for rows in _slices(len(self.y_held)):
+            y, keep = self._moved(self.y_held[rows]), self._kept(self.keep_held, rows)
+            spread += _total((y - self.mean).square(), keep)
+            raw += _total(y.square(), keep)
+        return max(spread, 1e-12 * raw, 1e-30)
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, float]:
+        count = 0
+        centre = total = square = raw = torch.zeros((), dtype=torch.float64)
+        for rows in _slices(len(self.y)):  # about the first chunk's mean, so that large means cost no digits
+            values = _per_channel(self._moved(self.y[rows]).double(), self._kept(self.keep, rows))
+            centre = values.mean(0) if not count and len(values) else centre
+            total, square = total + (values - centre).sum(0), square + (values - centre).square().sum(0)
+            raw, count = raw + values.square().sum(0), count + len(values)
+        shift = total / max(1, count)
+        variance = float((square - count * shift.square()).mean()) / max(1, count)
+        mean = (centre + shift).float()
+        floor = 1e-12 * float(raw.mean()) / max(1, count)
+        return mean[:, None, None] if self.y.ndim == 4 else mean, max(variance, floor, 1e-30)
+
+    def fit_batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(x, y, keep) of the fit examples with these indices (b,), on the device."""
+        return self._moved(self.x[indices]), self._moved(self.y[indices]), self._kept(self.keep, indices)
+
+    def held_out_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """(x, y, keep) of the held-out examples, some at a time, on the device."""
+        for rows in _slices(len(self.y_held)):
+            # a copy: a student that works in place must not reach the recording
+            x = self.x_held[rows].to(self.device, torch.float32, copy=True)
+            yield x, self._moved(self.y_held[rows]), self._kept(self.keep_held, rows)
+
+    def _kept(self, keep: Tensor | None, rows: Tensor | slice) -> Tensor | None:
+        return None if keep is None else keep[rows].to(self.device)
+
+    def _moved(self, value: Tensor) -> Tensor:
+        return value.to(self.device, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -60,7 +131,7 @@ class FitReport:
         rate: learning rate used.
         steps: steps taken.
         curve: held-out error at every look, the first before any step.
-        stopped: why it ended: ``steps`` used up or held-out error ``flat``.
+        stopped: why it ended: ``steps`` used up, held-out error ``flat``, or ``diverged`` to NaN or infinity.
     """
 
     held_out_error: float
@@ -73,15 +144,13 @@ class FitReport:
 def find_rate(build: Callable[[], nn.Module], data: FitData, settings: FitSettings, seed: int) -> float:
     """A short range test: every rate from the same start and batches for ``rate_steps`` steps.
 
+    Args:
+        build: gives the start, the same every time; called once a rate.
+
     Returns the rate with the lowest held-out error; the smallest one where none is finite.
     """
-    short = FitSettings(
-        settings.rate_steps, settings.batch_size, check_every=settings.rate_steps, patience=settings.rate_steps
-    )
-    errors = {}
-    for rate in settings.rates:
-        report = fit_by_gradient(build(), data, rate, short, seed)
-        errors[rate] = report.curve[-1]
+    short = replace(settings, steps=settings.rate_steps, check_every=settings.rate_steps)
+    errors = {rate: fit_by_gradient(build(), data, rate, short, seed).curve[-1] for rate in settings.rates}
     finite = {rate: error for rate, error in errors.items() if math.isfinite(error)}
     return min(finite, key=finite.__getitem__) if finite else min(settings.rates)
 
@@ -92,33 +161,37 @@ def fit_by_gradient(
     """Fit a student to (x, y) by mean squared error with Adam and a one-cycle schedule, in place.
 
     The weights with the lowest held-out error are kept, those it came with included, so a warm start is never
-    made worse. The order of the examples follows from ``seed``; global random state is not touched.
+    made worse. The order of the examples follows from ``seed``; a student that draws random numbers itself
+    draws them from torch's global generator. The student ends on ``data.device`` in eval mode.
 
     Raises:
         DataError: the student gives NaN or infinite outputs before the first step.
     """
-    student.to(data.device).train()
-    mean, scale = _centre(data)
+    student.to(data.device)
+    best = held_out_error(student, data)
+    if not math.isfinite(best):
+        raise DataError(
+            "fit: the student's output is NaN or infinite before the first step. Its start, scratch or warm, "
+            "cannot be used on these activations."
+        )
     optimizer = torch.optim.Adam(student.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _one_cycle(settings.steps))
     generator = torch.Generator().manual_seed(seed)
-    best = held_out_error(student, data, mean)
-    if not math.isfinite(best):
-        raise DataError("fit: the student's output is NaN or infinite before the first step.")
     curve, best_state, since_best, steps, stopped = [best], _state(student), 0, 0, "steps"
+    student.train()
     for indices in _batches(len(data.x), settings, generator):
-        x, y = (part[indices].to(data.device, torch.float32) for part in (data.x, data.y))
-        error = (student(x) - y).square()
-        keep = None if data.keep is None else data.keep[indices].to(data.device)
-        loss = (error.mean() if keep is None else error[keep].mean()) / scale
+        x, y, keep = data.fit_batch(indices)
+        error = _per_channel(student(x) - y, keep).square()
+        # not mean(): a batch may have no position that counts
+        loss = error.sum() / (max(1, error.numel()) * data.variance)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 10.0)
+        torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP)
         optimizer.step()
         schedule.step()
         steps += 1
         if steps % settings.check_every == 0 or steps == settings.steps:
-            curve.append(held_out_error(student, data, mean))
+            curve.append(held_out_error(student, data))
             if curve[-1] < best:
                 best, best_state, since_best = curve[-1], _state(student), 0
             else:
@@ -132,38 +205,40 @@ def fit_by_gradient(
 
 
 @torch.no_grad()
-def held_out_error(student: nn.Module, data: FitData, mean: Tensor | None = None) -> float:
-    """Squared error on the held-out part, relative to that of predicting the fit part's mean."""
-    mean = _centre(data)[0] if mean is None else mean
+def held_out_error(student: nn.Module, data: FitData) -> float:
+    """Squared error on the held-out part, relative to that of predicting the fit part's mean.
+
+    The student runs in eval mode and keeps the mode it had.
+    """
     was_training = student.training
     student.eval()
-    error = spread = 0.0
-    for first in range(0, len(data.x_held), 256):
-        rows = slice(first, first + 256)
-        x, y = (part[rows].to(data.device, torch.float32) for part in (data.x_held, data.y_held))
-        wrong, away = (student(x) - y).square(), (y - mean).square()
-        if data.keep_held is not None:
-            keep = data.keep_held[rows].to(data.device)
-            wrong, away = wrong[keep], away[keep]
-        error += float(wrong.sum(dtype=torch.float64))
-        spread += float(away.sum(dtype=torch.float64))
+    error = sum(_total((student(x) - y).square(), keep) for x, y, keep in data.held_out_batches())
     student.train(was_training)
-    return error / spread if spread > 0 else (0.0 if error == 0 else math.inf)
+    return error / data.held_out_spread
 
 
-def _centre(data: FitData) -> tuple[Tensor, float]:
-    """The fit targets' mean per channel, shaped to broadcast, and their variance about it."""
-    y = data.y[:512].to(data.device, torch.float32)
-    axes = [0, 2, 3] if y.ndim == 4 else list(range(y.ndim - 1))
-    mean = y.mean(axes, keepdim=True)
-    return mean, max(float((y - mean).square().mean()), 1e-30)
+def _slices(examples: int) -> Iterator[slice]:
+    return (slice(first, first + CHUNK) for first in range(0, examples, CHUNK))
+
+
+def _per_channel(y: Tensor, keep: Tensor | None) -> Tensor:
+    """The positions that count of (n, C), (n, T, C) or (n, C, H, W) as rows of channels (rows, C)."""
+    if keep is not None:
+        return y[keep]
+    y = y.movedim(1, -1) if y.ndim == 4 else y
+    return y.reshape(-1, y.shape[-1] if y.ndim > 1 else 1)
+
+
+def _total(values: Tensor, keep: Tensor | None) -> float:
+    return float((values if keep is None else values[keep]).sum(dtype=torch.float64))
 
 
 def _state(student: nn.Module) -> dict[str, Tensor]:
-    return copy.deepcopy({name: value.detach() for name, value in student.state_dict().items()})
+    return {name: value.detach().clone() for name, value in student.state_dict().items()}
 
 
 def _batches(examples: int, settings: FitSettings, generator: torch.Generator) -> Sequence[Tensor]:
+    """Indices of the examples of every step: epoch after epoch in random order, full batches only."""
     size = min(settings.batch_size, examples)
     order: list[Tensor] = []
     while len(order) < settings.steps:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from spansearch.cost import parameter_count
-from spansearch.errors import DataError
+from spansearch.errors import SpanSearchError, StudyError
 from spansearch.evaluate import Measures
 from spansearch.fit import find_rate
 from spansearch.recipe import Recipe, Splice
@@ -30,7 +31,9 @@ TIE = 1e-6
 class Outcome:
     """What became of a proposal.
 
-    ``details`` is plain data kept with the trial: seconds, the student's file, the reason, the rule's decision.
+    ``details`` is plain data kept with the trial: seconds, the student's file, the reason, the rule's
+    decision. Of its seconds ``evaluating`` covers replaying the span, splicing and measuring, the linear
+    baseline included.
     """
 
     state: State
@@ -53,16 +56,15 @@ def loss(measures: Measures) -> float:
 
 
 class Rates:
-    """Learning rates by family, start and layout, found once by a range test and remembered."""
+    """Learning rates by family, start and layout, found once by a range test and kept with the study."""
 
-    def __init__(self, known: dict[str, float], remember: Callable[[dict[str, float]], None]) -> None:
-        self.known, self._remember = dict(known), remember
+    def __init__(self, known: dict[str, float]) -> None:
+        self.known = dict(known)
 
     def get(self, name: str, span: Span, init: str, search: Callable[[], float]) -> float:
         key = f"{name} {init} {span.stop.layout}"
         if key not in self.known:
             self.known[key] = search()
-            self._remember(self.known)
         return self.known[key]
 
 
@@ -95,28 +97,39 @@ class Proposals:
         self.rule, self.rates, self.known, self.linear = rule, rates, known, linear
 
     def carry_out(self, one: Splice) -> Outcome:
-        """Measure the model with one splice, or say why not. Errors of this proposal alone become ``failed``."""
+        """Measure the model with one splice, or say why not.
+
+        Whatever goes wrong with this proposal makes it ``failed``, with the reason; only what concerns the
+        whole study (StudyError: the disk is full) is raised.
+        """
         started = time.perf_counter()
-        span = self.space.span(one)
-        reason = refusal(one.family, span, one.size) or self.bench.refusal(span)
-        if reason:
-            return Outcome("pruned", details={"reason": reason})
-        details: dict[str, Any] = {}
+        seconds = {"fitting": 0.0, "evaluating": 0.0}
+        details: dict[str, Any] = {"seconds": seconds}
         try:
-            outcome = self._carry_out(one, span, details)
-        except (DataError, ValueError, RuntimeError, ArithmeticError) as error:
+            outcome = self._carry_out(one, self.space.span(one), details, seconds)
+        except StudyError:
+            raise
+        except SpanSearchError as error:
+            outcome = Outcome("failed", details={**details, "reason": str(error)})
+        except Exception as error:  # a family, a score or a model of the user's
             outcome = Outcome("failed", details={**details, "reason": f"{type(error).__name__}: {error}"})
-        outcome.details.setdefault("seconds", {})["total"] = time.perf_counter() - started
+        seconds["total"] = time.perf_counter() - started
         return outcome
 
-    def _carry_out(self, one: Splice, span: Span, details: dict[str, Any]) -> Outcome:
-        gradient = family(one.family).gradient
-        seconds = details["seconds"] = {"fitting": 0.0, "evaluating": 0.0}
+    def _carry_out(
+        self, one: Splice, span: Span, details: dict[str, Any], seconds: dict[str, float]
+    ) -> Outcome:
+        reason = refusal(one.family, span, one.size)
+        if reason is None:
+            with _added(seconds, "evaluating"):
+                reason = self.bench.refusal(span)
+        if reason:
+            return Outcome("pruned", details={**details, "reason": reason})
+        details["width"] = self.space.width(one)
         linear = None
-        if gradient:
-            evaluated = self.bench.validation.seconds
-            linear = self._linear_divergence(span)
-            seconds["evaluating"] += self.bench.validation.seconds - evaluated
+        if family(one.family).gradient:
+            with _added(seconds, "evaluating"):
+                linear = self._linear_divergence(span)
         if linear is not None:
             details["linear_divergence"] = linear
             decision = self.rule.decide(self._flops(one, span), linear, self.known)
@@ -125,10 +138,10 @@ class Proposals:
                 if not audited(one, self.settings.seed, self.settings.audit):
                     return Outcome("pruned", details={**details, "reason": str(decision)})
                 details["audited"] = True
-        before = time.perf_counter()
-        fitted = self._fit(one, span)
-        seconds["fitting"] = time.perf_counter() - before
-        details["held_out_error"] = fitted.held_out_error
+        with _added(seconds, "fitting"):
+            fitted = self._fit(one, span)
+        if math.isfinite(fitted.held_out_error):
+            details["held_out_error"] = fitted.held_out_error
         if fitted.report is not None:
             details["fit"] = {
                 "rate": fitted.report.rate,
@@ -137,14 +150,13 @@ class Proposals:
             }
         details["student_params"] = parameter_count(fitted.student)
         details["student"] = self.files.save(self._origin(one), fitted.student.state_dict())
-        evaluated = self.bench.validation.seconds
-        measures = self.bench.validation.measure(splice(self.bench.teacher, {span: fitted.student}))
-        seconds["evaluating"] += self.bench.validation.seconds - evaluated
+        with _added(seconds, "evaluating"):
+            measures = self.bench.validation.measure(splice(self.bench.teacher, {span: fitted.student}))
         self.known.append((measures.flops, measures.divergence))
         if linear is not None:
             self.rule.learn(measures.divergence, linear)
         elif one.family == "ridge":
-            self.linear[span.name] = min(measures.divergence, self.linear.get(span.name, math.inf))
+            self.linear.setdefault(span.name, measures.divergence)
         return Outcome("complete", measures, details)
 
     def _fit(self, one: Splice, span: Span) -> Any:
@@ -156,7 +168,15 @@ class Proposals:
             )
 
         return fit_student(
-            one.family, span, one.size, one.init, data, self.bench.screening.path, self.settings.fit, rate, seed
+            one.family,
+            span,
+            one.size,
+            one.init,
+            data,
+            self.bench.screening.path,
+            self.settings.fit,
+            rate,
+            seed,
         )
 
     def _linear_divergence(self, span: Span) -> float | None:
@@ -166,7 +186,7 @@ class Proposals:
                 student = self.bench.screening.path(span).module()
             except ValueError:
                 return None
-            student = student.to(self.bench.device).eval()
+            student = student.to(self.bench.device, span.stop.dtype).eval()
             self.linear[span.name] = self.bench.validation.measure(
                 splice(self.bench.teacher, {span: student})
             ).divergence
@@ -185,19 +205,34 @@ class Proposals:
         return {"splice": str(one), "search": self.settings.fingerprint(), **self.bench.fingerprint}
 
 
-def rebuild(bench: Workbench, space: Space, files: StudentFiles, recipe: Recipe, entries: list[Any]) -> nn.Module:
+@contextmanager
+def _added(seconds: dict[str, float], key: str) -> Iterator[None]:
+    """Add the time spent inside, also where it ends in an error."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[key] += time.perf_counter() - started
+
+
+def rebuild(bench: Workbench, files: StudentFiles, recipe: Recipe, entries: Sequence[Any]) -> nn.Module:
     """The spliced model of a recipe from its stored students.
 
     Args:
         entries: for every splice what StudentFiles.save returned.
 
     Raises:
-        StudyError: a student's file is missing or damaged.
+        StudyError: a student's file is missing or damaged, or does not fit its splice.
+        SpanError, FamilyError: the teacher has no such span, or the study file registers no such family.
     """
     students = {}
     for one, entry in zip(recipe, entries, strict=True):
-        span = space.span(one)
+        span = bench.found[one.start, one.stop]
         student = family(one.family).build(span, one.size)
-        student.load_state_dict(files.load(entry))
-        students[span] = student.to(bench.device).eval()
+        state = files.load(entry)
+        try:
+            student.load_state_dict(state)
+        except RuntimeError as error:
+            raise StudyError(f"The stored student does not fit {one}: {error}") from error
+        students[span] = student.to(bench.device, span.stop.dtype).eval()
     return splice(bench.teacher, students).eval()

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+import math
+import mmap
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from spansearch.batches import batch_size
 from spansearch.cost import countable
 from spansearch.errors import DataError, StudyError
 from spansearch.spans import CutPoint, copy_model
 from spansearch.spans.taps import Tap, tapped
-from spansearch.task import Task, batch_size
+from spansearch.task import Task
 
 Part = Literal["fit", "held_out"]
 PARTS: tuple[Part, ...] = ("fit", "held_out")
@@ -52,6 +55,16 @@ class Recording:
         """What goes into a span and what comes out of it, (n, *start shape) and (n, *stop shape)."""
         return self.values[part][start], self.values[part][stop]
 
+    def positions(self, point: CutPoint, part: Part) -> Tensor | None:
+        """Bool (n, T), the positions of a tokens activation (n, T, C) that count; None where all do.
+
+        None as well where the activation is not one of the masked positions: no tokens, or another T.
+        """
+        mask = self.masks[part]
+        if mask is None or point.layout != "tokens" or point.shape[0] != mask.shape[1]:
+            return None
+        return mask
+
 
 def record(
     task: Task,
@@ -68,138 +81,171 @@ def record(
 ) -> Recording:
     """Run the teacher over the calibration batches once and keep its activations at the cut points.
 
+    Which examples are held out follows from ``seed`` and their order alone, not from how they are batched.
+
     Args:
         task: says what a calibration batch is and how it goes to the model.
         teacher: the model the cut points were found in; a copy of it runs, in eval mode, on ``device``.
-        points: the cut points to record.
-        directory: where memory-mapped files go when the budget is used up; required then.
+        points: the cut points to record, at least one.
+        directory: where files for memory-mapped activations go when the budget is used up; required then.
+            They have no names and vanish with the process, however it ends.
         memory_budget: bytes of activations kept in memory; the largest cut points move to disk first.
         dtype: in which activations are stored: float32, or float16 or bfloat16 for half the memory.
         held_out: share of the examples, drawn by ``seed``, kept apart from fitting.
         track: shows progress.
 
     Raises:
-        TaskError: no batches. DataError: NaN or infinite activations (says where), fewer than two examples in
-        a part, or batches whose activations differ in shape. StudyError: the disk is full.
+        TaskError: no batches, or one that does not fit the model.
+        DataError: NaN or infinite activations (says where), activations that ``dtype`` cannot hold, fewer
+            than two examples in a part, batches whose activations differ in shape, or no directory.
+        StudyError: files cannot be written (the disk is full).
     """
-    columns = {(point.name, part): _Column(point.shape, dtype) for point in points for part in PARTS}
-    masks: dict[Part, list[Tensor]] = {part: [] for part in PARTS}
+    columns = {
+        (point.name, part): _Column(point.name, point.shape, dtype) for point in points for part in PARTS
+    }
+    masks: dict[Part, list[Tensor | int]] = {part: [] for part in PARTS}
     draw = torch.Generator().manual_seed(seed)
     model = copy_model(teacher).eval()
     taps = {point.name: Tap(point) for point in points}
-    with torch.no_grad(), countable(), tapped(model, taps.values()):
+    with ExitStack() as stack:
+        for column in columns.values():
+            stack.callback(column.close)
+        for context in (torch.no_grad(), countable(), tapped(model, taps.values())):
+            stack.enter_context(context)
         for number, batch in enumerate(track(task.batches("calibration", device), "recording activations")):
-            task.output(model, batch)
+            positions = task.positions(batch)  # first, as the model may work in place
             held = torch.rand(batch_size(batch), generator=draw) < held_out
-            select = {"fit": ~held, "held_out": held}
+            task.output(model, batch)
             for name, tap in taps.items():
                 value = _checked(tap, name, number, len(held))
                 tap.rewind()
-                for part in PARTS:
-                    columns[name, part].append(value[select[part].to(value.device)].to("cpu", dtype))
-            mask = task.positions(batch)
-            if mask is not None:
-                for part in PARTS:
-                    masks[part].append(mask.cpu()[select[part]])
-            _spill(columns, memory_budget, directory)
-    for part in PARTS:
-        examples = next(iter(columns[name, part].length for name, p in columns if p == part))
-        if examples < 2:
-            raise DataError(
-                f"record: only {examples} calibration examples are in the {part} part; at least 2 are needed to "
-                "fit anything. Give more calibration examples (hundreds; labels are not needed)."
-            )
-    return Recording(
-        {part: {point.name: columns[point.name, part].finish() for point in points} for part in PARTS},
-        {part: torch.cat(masks[part]) if masks[part] else None for part in PARTS},
-        frozenset(name for (name, _), column in columns.items() if column.file is not None),
-    )
+                for part, select in zip(PARTS, (~held, held), strict=True):
+                    columns[name, part].append(value[select.to(value.device)], number)
+            for part, select in zip(PARTS, (~held, held), strict=True):
+                masks[part].append(int(select.sum()) if positions is None else positions.cpu()[select])
+            _spill(list(columns.values()), memory_budget, directory)
+        for part in PARTS:
+            examples = sum(mask if isinstance(mask, int) else len(mask) for mask in masks[part])
+            if examples < 2:
+                raise DataError(
+                    f"record: only {examples} calibration examples are in the {part} part; at least 2 are "
+                    "needed to fit anything. Give more calibration examples (hundreds; labels are not "
+                    "needed)."
+                )
+        return Recording(
+            {part: {point.name: columns[point.name, part].finish() for point in points} for part in PARTS},
+            {part: _joined(masks[part]) for part in PARTS},
+            frozenset(name for (name, _), column in columns.items() if column.file is not None),
+        )
 
 
 def _checked(tap: Tap, name: str, number: int, examples: int) -> Tensor:
     value = tap.value
     if value is None:
         raise DataError(
-            f"record: calibration batch {number} does not come by cut point {name}. The forward pass takes another "
-            "way than the example the spans were found on."
+            f"record: calibration batch {number} does not come by cut point {name}. The forward pass takes "
+            "another way than the example the spans were found on."
         )
-    if len(value) != examples:
+    if not value.ndim or len(value) != examples:
         raise DataError(
-            f"record: at {name} the batch dimension is {len(value)}, but calibration batch {number} has "
-            f"{examples} examples. Activations must hold examples along dimension 0."
+            f"record: at {name} the activation has the shape {tuple(value.shape)}, but calibration batch "
+            f"{number} has {examples} examples. Activations must hold examples along dimension 0."
         )
     if not torch.isfinite(value).all():
         kind = "NaN" if torch.isnan(value).any() else "infinite values"
         raise DataError(
-            f"record: {kind} at cut point {name} in calibration batch {number}. A fit to them would be NaN as "
-            "well. Check this batch and the teacher's weights."
+            f"record: {kind} at cut point {name} in calibration batch {number}. A fit to them would be NaN "
+            "as well. Check this batch and the teacher's weights."
         )
     return value
+
+
+def _joined(masks: Sequence[Tensor | int]) -> Tensor | None:
+    """The masks of all batches, (n, T). Of a batch without one, a number of examples, all positions count."""
+    lengths = sorted({mask.shape[1] for mask in masks if isinstance(mask, Tensor)})
+    if not lengths:
+        return None
+    if len(lengths) > 1:
+        raise DataError(
+            f"record: masks of different lengths, {lengths[0]} to {lengths[-1]} positions. Fits need "
+            "examples of one size: pad the calibration data to one length."
+        )
+    whole = [torch.ones(m, lengths[0], dtype=torch.bool) if isinstance(m, int) else m for m in masks]
+    return torch.cat(whole)
 
 
 class _Column:
     """One part of one cut point's activations: a list in memory, or a file that grows."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.shape, self.dtype = shape, dtype
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.name, self.shape, self.dtype = name, shape, dtype
         self.pieces: list[Tensor] = []
-        self.length = 0
-        self.file: Path | None = None
+        self.length = self.bytes_in_memory = 0
+        self.file: IO[bytes] | None = None
 
-    @property
-    def bytes_in_memory(self) -> int:
-        return sum(piece.numel() * piece.element_size() for piece in self.pieces)
-
-    def append(self, value: Tensor) -> None:
+    def append(self, value: Tensor, number: int) -> None:
+        """Take in the activations (n, *shape) of calibration batch ``number``."""
         if tuple(value.shape[1:]) != self.shape:
             raise DataError(
-                f"record: a calibration batch gives activations of shape {tuple(value.shape[1:])} where the first "
-                f"gave {self.shape}. Fits need examples of one size: pad or crop the calibration data."
+                f"record: calibration batch {number} gives activations of shape {tuple(value.shape[1:])} at "
+                f"{self.name}, where spans were found with {self.shape}. Fits need examples of one size: pad "
+                "or crop the calibration data."
             )
-        self.length += len(value)
-        self.pieces.append(value.contiguous())
+        stored = value.to("cpu", self.dtype).contiguous()
+        if stored.dtype != value.dtype and not torch.isfinite(stored).all():
+            raise DataError(
+                f"record: activations of up to {float(value.abs().max()):.3g} at {self.name} in calibration "
+                f"batch {number} are infinite in {str(self.dtype)[6:]}. Store them as bfloat16 or float32."
+            )
+        self.length += len(stored)
+        self.pieces.append(stored)
+        self.bytes_in_memory += stored.numel() * stored.element_size()
         if self.file is not None:
-            self._write()
+            self.write()
 
-    def move_to(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.unlink(missing_ok=True)
-        self.file = file
-        self._write()
-
-    def _write(self) -> None:
-        assert self.file is not None
+    def write(self, directory: Path | None = None) -> None:
+        """Move what is in memory to the end of the file; the first time, to a new one in a directory."""
         try:
-            with self.file.open("ab") as out:
-                for piece in self.pieces:
-                    out.write(piece.view(torch.uint8).numpy().data if piece.numel() else b"")
+            if self.file is None:
+                assert directory is not None
+                directory.mkdir(parents=True, exist_ok=True)
+                # unbuffered: closing must not try once more to write what did not fit
+                self.file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - see close()
+            for piece in self.pieces:
+                left = piece.view(-1).view(torch.uint8).numpy().data
+                while left:
+                    left = left[self.file.write(left) :]
         except OSError as error:
             raise StudyError(
-                f"record: cannot write activations to {self.file}: {error.strerror}. Free disk space there or raise "
-                "the memory budget, then run the same command again."
+                f"record: cannot write activations to {directory or 'the activations directory'}: "
+                f"{error.strerror or error}. Free disk space there or raise the memory budget, then run the "
+                "same command again."
             ) from error
-        self.pieces = []
+        self.pieces, self.bytes_in_memory = [], 0
 
     def finish(self) -> Tensor:
+        """All activations, (n, *shape). Of a file nothing is read before it is used; it needs no closing."""
         if self.file is None:
             whole = torch.cat(self.pieces) if self.pieces else torch.empty(0, *self.shape, dtype=self.dtype)
             self.pieces = []
             return whole
-        count = self.length
-        for size in self.shape:
-            count *= size
-        flat = torch.from_file(str(self.file), shared=False, size=count, dtype=self.dtype)
-        return flat.view(self.length, *self.shape)
+        # the mapping outlives the file; it is private: what is written to the tensor stays in memory
+        mapped = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_COPY)
+        count = self.length * math.prod(self.shape)
+        return torch.frombuffer(mapped, dtype=self.dtype, count=count).view(self.length, *self.shape)
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
 
 
-def _spill(columns: dict[tuple[str, Part], _Column], budget: int, directory: Path | None) -> None:
+def _spill(columns: Sequence[_Column], budget: int, directory: Path | None) -> None:
     """Move the largest columns to disk until what is in memory fits the budget."""
-    while sum(column.bytes_in_memory for column in columns.values()) > budget:
-        (name, part), largest = max(columns.items(), key=lambda item: item[1].bytes_in_memory)
+    while sum(column.bytes_in_memory for column in columns) > budget:
         if directory is None:
             raise DataError(
-                f"record: activations exceed the memory budget of {budget / 2**20:.0f} MiB and no directory was "
-                "given for memory-mapped files. Give a directory, a larger budget or fewer calibration examples."
+                f"record: activations exceed the memory budget of {budget / 2**20:.0f} MiB and no directory "
+                "was given for memory-mapped files. Give a directory, a larger budget or fewer calibration "
+                "examples."
             )
-        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-        largest.move_to(directory / f"{digest}-{part}-{os.getpid()}.bin")
+        max(columns, key=lambda column: column.bytes_in_memory).write(directory)

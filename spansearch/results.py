@@ -30,6 +30,7 @@ class Member:
         splices: its recipe.
         measures: on the validation split.
         test: on the test split, where it was scored: score, score_drop, ci95 of the drop, divergence.
+        widths: each student's size as a share of what width 1 gives in its span; 1 where it has no sizes.
         student_params: parameters of each splice's student.
     """
 
@@ -37,6 +38,7 @@ class Member:
     splices: tuple[Splice, ...]
     measures: Measures
     test: dict[str, Any] | None = None
+    widths: tuple[float, ...] = ()
     student_params: tuple[int, ...] = ()
     _load: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
 
@@ -56,11 +58,12 @@ class Member:
                 "start": s.start,
                 "stop": s.stop,
                 "family": s.family,
-                "width": s.size,
-                "init": s.init,
+                "width": width,
                 "params": params,
+                "size": s.size,
+                "init": s.init,
             }
-            for s, params in zip(self.splices, self.student_params, strict=True)
+            for s, width, params in zip(self.splices, self.widths, self.student_params, strict=True)
         ]
         return {
             "trial": self.trial,
@@ -99,18 +102,31 @@ class Front(Sequence[Member]):
         return {**self.summary, "front": [member.to_json() for member in self.members]}
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a member."""
-        rows = []
-        for member in self.members:
-            row = {k: v for k, v in member.to_json().items() if k not in ("test", "splices")}
-            row.update({f"test_{k}": v for k, v in (member.test or {}).items()})
-            row["recipe"] = "; ".join(map(str, member.splices))
-            rows.append(row)
-        return pd.DataFrame(rows)
+        """One row a member; the same columns for an empty front."""
+        return pd.DataFrame([_row(member) for member in self.members], columns=list(COLUMNS))
+
+
+COLUMNS = (
+    *("trial", "flops", "flops_ratio", "params", "params_ratio", "score", "score_drop", "divergence"),
+    *("test_score", "test_score_drop", "test_ci95_low", "test_ci95_high", "test_divergence", "splices"),
+)
+
+
+def _row(member: Member) -> dict[str, Any]:
+    row = member.to_json()
+    test = dict(row.pop("test") or {})
+    low, high = test.pop("ci95", None) or (None, None)
+    row.update(
+        {f"test_{name}": value for name, value in test.items()}, test_ci95_low=low, test_ci95_high=high
+    )
+    return {**row, "splices": "; ".join(map(str, member.splices))}
 
 
 def select(trials: Sequence[StoredTrial], x: str, y: str) -> list[StoredTrial]:
     """The trials no other one beats in x and y on validation, lowest x first.
+
+    A score drop counts as the loss told to Optuna: what is above the teacher's score is no drop, and of equal
+    ones the lower divergence is better.
 
     Raises:
         StudyError: x or y is no recorded measure.
@@ -131,26 +147,35 @@ def _value(measures: Measures | None, name: str) -> float:
 def score_on_test(evaluator: Evaluator, teacher: nn.Module, model: nn.Module, seed: int) -> dict[str, Any]:
     """A member's figures on the test split, with a bootstrap interval of the score drop.
 
-    Groups of a few examples are resampled together, teacher and model on the same ones. ``ci95`` is None where the
-    score of the whole split is not the mean over its parts (a median, an AUC): then groups say nothing about it.
+    Groups of a few examples are resampled together, teacher and model on the same ones. ``ci95`` is None
+    where the score of the whole split is not the mean over its parts (a median, an AUC): then groups say
+    nothing about it.
     """
     measures = evaluator.measure(model)
-    groups = [g for batch in evaluator.batches for g in _groups(batch)]
-    weights = [float(batch_size(group)) for group in groups]
-    task = evaluator.task
-    drops, own = [], []
-    for group in groups:
-        own.append(task.measure(model, [group]))
-        drops.append(task.measure(teacher, [group]) - own[-1])
-    mean = sum(v * w for v, w in zip(own, weights, strict=True)) / sum(weights)
-    is_mean = abs(mean - measures.score) <= 1e-5 * max(1.0, abs(measures.score))
-    interval = bootstrap_interval(drops, weights, seed) if is_mean else None
+    groups = [group for batch in evaluator.batches for group in _groups(batch)]
+    interval = _interval(evaluator, teacher, model, groups, measures.score, seed)
     return {
         "score": measures.score,
         "score_drop": measures.score_drop,
         "ci95": list(interval) if interval else None,
         "divergence": measures.divergence,
     }
+
+
+def _interval(
+    evaluator: Evaluator, teacher: nn.Module, model: nn.Module, groups: list[Batch], score: float, seed: int
+) -> tuple[float, float] | None:
+    weights = [float(batch_size(group)) for group in groups]
+    measure = evaluator.task.measure
+    try:
+        own = [measure(model, [group]) for group in groups]
+        drops = [measure(teacher, [group]) - value for group, value in zip(groups, own, strict=True)]
+    except Exception:  # a score that only whole splits have, e.g. a correlation: it may say so in any way
+        return None
+    mean = sum(v * w for v, w in zip(own, weights, strict=True)) / sum(weights)
+    if abs(mean - score) > 1e-5 * max(1.0, abs(score)):
+        return None
+    return bootstrap_interval(drops, weights, seed)
 
 
 def _groups(batch: Batch) -> Iterator[Batch]:
@@ -166,7 +191,11 @@ def summarise(
     members: Sequence[StoredTrial],
     attributes: dict[str, Any],
 ) -> dict[str, Any]:
-    """The study's figures beside its front, as plain data."""
+    """The study's figures beside its front, as plain data.
+
+    Of its seconds, ``search`` is what is left of the total: asking, bookkeeping, storing, and the loop
+    itself.
+    """
     teacher = dict(attributes.get("teacher", {}))
     outcomes = [outcome for _, _, outcome in trials]
     count = {state: sum(o.state == state for o in outcomes) for state in ("complete", "pruned", "failed")}
@@ -175,9 +204,11 @@ def summarise(
     by_rule = [o for o in outcomes if o.state == "pruned" and "rule" in o.details]
     audits = [(n, o) for n, _, o in trials if o.details.get("audited")]
     on_front = {number for number, _, _ in members}
-    fits = [o.details["seconds"]["fitting"] for o in outcomes if "fit" in o.details and "seconds" in o.details]
+    fits = [
+        o.details["seconds"]["fitting"] for o in outcomes if "fit" in o.details and "seconds" in o.details
+    ]
     points = [
-        (o.measures.flops_ratio, o.measures.score_drop, o.measures.divergence)
+        (o.measures.flops_ratio, max(0.0, o.measures.score_drop), o.measures.divergence)
         for o in outcomes
         if o.measures is not None
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,7 @@ from spansearch.linear_maps import LinearMap, linear_map
 from spansearch.moments import Decomposition, Moments
 from spansearch.record import PARTS, Part, Recording, Track, untracked
 from spansearch.ridge import RidgePath, solve_span
-from spansearch.spans import Span
+from spansearch.spans import CutPoint, Span
 
 CHUNK = 256  # examples handed over at once, so that memory-mapped activations are not read in whole
 
@@ -29,7 +29,7 @@ class Screening:
     recording: Recording
     spans: Sequence[Span]
     device: torch.device | str = "cpu"
-    _solved: dict[tuple[str, str, int], RidgePath] = field(default_factory=dict, repr=False)
+    _solved: dict[tuple[str, str, LinearMap], RidgePath] = field(default_factory=dict, repr=False)
     _decomposed: dict[Hashable, Decomposition] = field(default_factory=dict, repr=False)
 
     def path(self, span: Span, kernel: int = 3) -> RidgePath:
@@ -38,49 +38,51 @@ class Screening:
         Raises:
             ValueError: no linear map joins the two activations; says why.
         """
-        key = (span.start.name, span.stop.name, kernel)
+        linear = span_map(span, kernel)
+        key = (span.start.name, span.stop.name, linear)
         if key not in self._solved:
-            linear = span_map(span, kernel)
-            decomposition = self._decomposition(span.start.name, linear, kernel)
-            self._solved[key] = solve_span(decomposition, span.stop.name)
+            self._solved[key] = solve_span(self._decomposition(span, linear, kernel), span.stop.name)
         return self._solved[key]
 
     def all(self, kernel: int = 3, track: Track = untracked) -> dict[Span, RidgePath]:
-        """The ridge solutions of every span that has one."""
-        found = {}
-        for span in track(self.spans, "ridge screening"):
-            try:
-                found[span] = self.path(span, kernel)
-            except ValueError:  # no linear map of this span: nothing to screen
-                continue
-        return found
+        """The ridge solutions of every span that has a linear map."""
+        return {
+            span: self.path(span, kernel)
+            for span in track(self.spans, "ridge screening")
+            if _map_or_none(span, kernel) is not None
+        }
 
-    def _decomposition(self, start: str, linear: LinearMap, kernel: int) -> Decomposition:
-        key = (start, linear.reading)
-        if key not in self._decomposed:
-            maps = {}
-            for span in self.spans:
-                if span.start.name == start:
-                    try:
-                        other = span_map(span, kernel)
-                    except ValueError:
-                        continue
-                    if other.reading == linear.reading:
-                        maps[span.stop.name] = other
-            fit, held = (self._moments(start, maps, part) for part in PARTS)
+    def _decomposition(self, span: Span, linear: LinearMap, kernel: int) -> Decomposition:
+        """The moments that serve a span, decomposed: of all stops with the same start and reading."""
+        key = (span.start.name, linear.reading)
+        known = self._decomposed.get(key)
+        if known is None or span.stop.name not in known.fit.maps:
+            maps = {span.stop.name: linear} if known is None else {**known.fit.maps, span.stop.name: linear}
+            for other in self.spans:
+                found = _map_or_none(other, kernel) if other.start.name == span.start.name else None
+                if found is not None and found.reading == linear.reading:
+                    maps[other.stop.name] = found
+            fit, held = (self._moments(span.start, maps, part) for part in PARTS)
             self._decomposed[key] = Decomposition(fit, held)
         return self._decomposed[key]
 
-    def _moments(self, start: str, maps: dict[str, LinearMap], part: Part) -> Moments:
+    def _moments(self, start: CutPoint, maps: dict[str, LinearMap], part: Part) -> Moments:
         moments = Moments(maps, device=self.device)
-        values, mask = self.recording.values[part], self.recording.masks[part]
-        reads_tokens = next(iter(maps.values())).kind == "tokens"
+        values = self.recording.values[part]
+        per_position = next(iter(maps.values())).kind == "tokens"
+        keep = self.recording.positions(start, part) if per_position else None
         for first in range(0, self.recording.count(part), CHUNK):
             rows = slice(first, first + CHUNK)
-            keep = mask[rows] if mask is not None and reads_tokens else None
-            x = values[start][rows].float()
-            moments.add(x, {stop: values[stop][rows].float() for stop in maps}, keep)
+            ys = {stop: values[stop][rows] for stop in maps}
+            moments.add(values[start.name][rows], ys, None if keep is None else keep[rows])
         return moments
+
+
+def _map_or_none(span: Span, kernel: int) -> LinearMap | None:
+    try:
+        return span_map(span, kernel)
+    except ValueError:
+        return None
 
 
 def span_map(span: Span, kernel: int = 3) -> LinearMap:
@@ -92,7 +94,7 @@ PathOf = Callable[[Span, int], RidgePath]
 """``path(span, kernel)``: what families get their warm starts from."""
 
 
-def summary(paths: dict[Span, RidgePath]) -> Iterable[tuple[Span, float, float | None]]:
+def summary(paths: dict[Span, RidgePath]) -> list[tuple[Span, float, float | None]]:
     """(span, held-out error of the best linear map, held-out error of leaving the span out), best first."""
     rows = [(span, path.held_out_error, path.identity_error) for span, path in paths.items()]
     return sorted(rows, key=lambda row: row[1])

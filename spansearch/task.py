@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -13,12 +15,33 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from spansearch.errors import DataError, TaskError
+from spansearch.batches import (
+    Batch,
+    arguments,
+    batch_size,
+    cloned,
+    describe,
+    examples,
+    head,
+    main_output,
+    to_device,
+)
+from spansearch.errors import DataError, SpanSearchError, TaskError
 
-Batch = Any
-"""A tensor, a tuple whose first item goes to the model, or a dict of keyword arguments."""
+__all__ = [
+    "SPLITS",
+    "Batch",
+    "Split",
+    "Task",
+    "arguments",
+    "batch_size",
+    "examples",
+    "head",
+    "main_output",
+    "read_study",
+    "to_device",
+]
 
 Split = Literal["calibration", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("calibration", "validation", "test")
@@ -29,20 +52,23 @@ class Task:
     """A trained network and everything needed to judge smaller ones. Building one trains and loads nothing.
 
     Args:
-        name: names the run's directory (runs/<name>); letters, digits, dots, dashes and underscores.
-        teacher: returns the trained network. May take one positional argument, the run's directory (a
-            ``pathlib.Path``), to keep what it trains there.
+        name: names the run's directory (runs/<name>); letters, digits, dots, dashes and underscores, the
+            first a letter, a digit or an underscore.
+        teacher: returns the trained network, which is then put in eval mode. May take one positional
+            argument, the run's directory (a ``pathlib.Path``), to keep what it trains there.
         calibration: returns the batches students are fitted on; labels are not needed.
         validation: returns the batches the search selects on.
         test: returns the batches the finished front is scored on, once; they steer nothing.
         score: ``score(model, batches) -> float``, higher is better, in the task's own metric.
-        forward: ``forward(model, batch)`` returns the tensor to compare with the teacher's. Without it a
-            tensor goes to the model, of a tuple the first item does, a dict is passed as keyword arguments.
+        forward: ``forward(model, batch)`` calls ``model(...)`` and returns the tensor to compare with the
+            teacher's. Without it a tensor goes to the model, of a tuple the first item does, a dict is passed
+            as keyword arguments.
         loss: ``loss(output, batch)``, only for healing with labels.
         mask: ``mask(batch)`` returns a bool tensor (N, T) of the positions that count. Default: the
             ``attention_mask`` of a dict batch, else all count.
-        divergence: what the output is: ``kl`` for logits, ``squared`` for other outputs; ``auto`` takes ``kl``
-            where validation batches carry integer labels of the output's leading shape, else ``squared``.
+        divergence: what the output is: ``kl`` for logits (..., classes), ``squared`` for other outputs;
+            ``auto`` takes ``kl`` where every validation batch carries integers below the number of classes in
+            the shape (...), its labels or a language model's own tokens, else ``squared``.
 
     Each of the three data callables is called again for every pass and must return the same examples in the
     same order; batches hold examples along dimension 0.
@@ -64,10 +90,10 @@ class Task:
     divergence: Literal["auto", "kl", "squared"] = "auto"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name or not set(self.name) <= _NAME_CHARACTERS:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise TaskError(
-                f"Task: name must be made of letters, digits, '.', '-' and '_', got {self.name!r}. It names "
-                "the run's directory. Rename the task."
+                f"Task: name must be made of letters, digits, '.', '-' and '_', not begin with '.' or '-', "
+                f"got {self.name!r}. It names the run's directory. Rename the task."
             )
         for field in ("teacher", "calibration", "validation", "test", "score"):
             _require_callable(field, getattr(self, field))
@@ -79,10 +105,7 @@ class Task:
 
     def load_teacher(self, directory: Path, device: torch.device | str = "cpu") -> nn.Module:
         """The teacher in eval mode on a device; raises TaskError where the callable gives no module."""
-        takes_directory = bool(
-            [p for p in inspect.signature(self.teacher).parameters.values() if p.default is p.empty]
-        )
-        model = self.teacher(directory) if takes_directory else self.teacher()
+        model = self.teacher(directory) if self._teacher_takes_directory() else self.teacher()
         if not isinstance(model, nn.Module):
             raise TaskError(
                 f"Task {self.name!r}: teacher() must return a torch.nn.Module, got {type(model).__name__}. "
@@ -90,13 +113,40 @@ class Task:
             )
         return model.eval().to(device)
 
+    def _teacher_takes_directory(self) -> bool:
+        try:
+            parameters = inspect.signature(self.teacher).parameters.values()
+        except ValueError:  # a builtin that does not say
+            return False
+        required = [
+            p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        if len(required) > 1 or any(p.kind is p.KEYWORD_ONLY for p in required):
+            raise TaskError(
+                f"Task {self.name!r}: teacher must take no argument or one positional argument, the run's "
+                f"directory, but requires {', '.join(p.name for p in required)}. Bind the others: "
+                "teacher=lambda directory: ..."
+            )
+        return bool(required)
+
     def batches(self, split: Split, device: torch.device | str = "cpu") -> Iterator[Batch]:
-        """One pass over a split, on a device. Raises TaskError where the split is empty."""
-        source = getattr(self, split)()
-        if not isinstance(source, Iterable):
+        """One pass over a split, on a device.
+
+        Raises:
+            TaskError: the split is empty, is no iterable of batches, or can be read only once.
+        """
+        make = getattr(self, split)
+        source = make()
+        if isinstance(source, Tensor | Mapping) or not isinstance(source, Iterable):
             raise TaskError(
                 f"Task {self.name!r}: {split}() must return an iterable of batches, got "
                 f"{type(source).__name__}. Return a list of batches or a DataLoader."
+            )
+        if isinstance(source, Iterator) and make() is source:
+            raise TaskError(
+                f"Task {self.name!r}: {split}() returns the same {type(source).__name__} every time, "
+                "which is consumed after one pass. Return a list, a DataLoader, or make it inside the "
+                "callable."
             )
         empty = True
         for batch in source:
@@ -105,17 +155,31 @@ class Task:
         if empty:
             raise TaskError(
                 f"Task {self.name!r}: {split}() gave no batch. Either the data set is empty, or the callable "
-                "returns the same generator again, which is consumed after one pass. Return a list, a "
+                "reads from a generator outside it, which is consumed after one pass. Return a list, a "
                 "DataLoader, or make the generator inside the callable."
             )
 
     def output(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What the model says about a batch: the tensor that is compared with the teacher's."""
-        if self.forward is not None:
-            value = self.forward(model, batch)
-        else:
-            args, kwargs = arguments(batch)
-            value = main_output(model(*args, **kwargs))
+        """What the model says about a batch: the tensor that is compared with the teacher's.
+
+        Raises:
+            TaskError: the model does not run on the batch, or no tensor comes out.
+        """
+        try:
+            if self.forward is not None:
+                value = self.forward(model, batch)
+            else:
+                args, kwargs = arguments(batch)
+                value = main_output(model(*args, **kwargs))
+        except (SpanSearchError, torch.OutOfMemoryError):
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            how = "forward(model, batch)" if self.forward is not None else type(model).__name__
+            raise TaskError(
+                f"Task {self.name!r}: {how} fails on a batch ({describe(batch)}): {type(error).__name__}: "
+                f"{error}. A tensor goes to the model, of a tuple the first item does, a dict is passed as "
+                "keyword arguments; Task(forward=lambda model, batch: ...) says otherwise."
+            ) from error
         if not isinstance(value, Tensor):
             raise TaskError(
                 f"Task {self.name!r}: the output to compare must be one tensor, got {type(value).__name__}. "
@@ -123,10 +187,60 @@ class Task:
             )
         return value
 
+    def model_batch(self, model: nn.Module, batch: Batch) -> Batch:
+        """The batch as the model itself is called with it: the same, unless there is a ``forward``.
+
+        Of several calls that ``forward`` makes the first counts.
+
+        Raises:
+            TaskError: ``forward`` does not call the model, or in a way that a batch cannot stand for.
+        """
+        if self.forward is None:
+            return batch
+        calls: list[tuple[Any, Any]] = []
+        handle = model.register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append(cloned((args, kwargs))), with_kwargs=True
+        )
+        try:
+            with torch.no_grad():
+                self.output(model, batch)
+        finally:
+            handle.remove()
+        if not calls:
+            raise TaskError(
+                f"Task {self.name!r}: forward(model, batch) must call model(...); it never does. Spans are "
+                "found in what that call runs. Give a module whose forward() is what is called."
+            )
+        args, kwargs = calls[0]
+        if len(args) == 1 and not kwargs:
+            return args
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        named: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            kind = bound.signature.parameters[name].kind
+            if kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
+                raise TaskError(
+                    f"Task {self.name!r}: forward(model, batch) passes {name!r} by position to a model that "
+                    "has no name for it. Pass one positional argument, or keyword arguments."
+                )
+            named.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+        return named
+
     def positions(self, batch: Batch) -> Tensor | None:
-        """Bool (N, T), the positions that count, or None where all do."""
+        """Bool (N, T), the positions that count, or None where all do.
+
+        Raises:
+            TaskError: ``mask`` gives anything else.
+        """
         if self.mask is not None:
-            return self.mask(batch).bool()
+            given = self.mask(batch)
+            if not isinstance(given, Tensor) or given.ndim != 2 or len(given) != batch_size(batch):
+                got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+                raise TaskError(
+                    f"Task {self.name!r}: mask(batch) must return a bool tensor (N, T) with N = "
+                    f"{batch_size(batch)} examples, got {got}. True marks the positions that count."
+                )
+            return given.bool()
         if isinstance(batch, Mapping) and isinstance(batch.get("attention_mask"), Tensor):
             mask = batch["attention_mask"]
             return mask.bool() if mask.ndim == 2 else None
@@ -150,7 +264,7 @@ class Task:
         return number
 
 
-_NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def _require_callable(field: str, value: object) -> None:
@@ -162,69 +276,13 @@ def _require_callable(field: str, value: object) -> None:
         )
 
 
-def arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a batch is passed to a model: positional and keyword arguments."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    if isinstance(batch, tuple | list):
-        if not batch:
-            raise TaskError("A batch is an empty tuple; its first item must be the model's input.")
-        return (batch[0],), {}
-    return (batch,), {}
-
-
-def main_output(output: Any) -> Any:
-    """The tensor a model's output stands for: itself, ``.logits``, or the first tensor of a structure."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(getattr(output, "logits", None), Tensor):
-        return output.logits
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    return leaves[0] if leaves else output
-
-
-def batch_size(batch: Batch) -> int:
-    """Number of examples: the leading dimension of the batch's first tensor."""
-    for leaf in pytree.tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return leaf.shape[0]
-    raise TaskError(
-        f"A batch holds no tensor with a leading dimension (it is a {type(batch).__name__}). A batch is a "
-        "tensor, a tuple whose first item goes to the model, or a dict of keyword arguments."
-    )
-
-
-def head(batch: Batch, count: int) -> Batch:
-    """The first ``count`` examples of a batch."""
-    return examples(batch, slice(0, count))
-
-
-def examples(batch: Batch, which: slice) -> Batch:
-    """Some examples of a batch; what has no batch dimension stays."""
-    size = batch_size(batch)
-
-    def cut(leaf: object) -> object:
-        return leaf[which] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size else leaf
-
-    if isinstance(batch, Mapping):
-        return {key: pytree.tree_map(cut, value) for key, value in batch.items()}
-    return pytree.tree_map(cut, batch)
-
-
-def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch with every tensor on a device; its structure and types stay."""
-    if isinstance(batch, Mapping):  # before tree_map, which does not know a tokenizer's BatchEncoding
-        return {key: to_device(value, device) for key, value in batch.items()}
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
-
-
 def read_study(path: str | Path) -> tuple[Task, Any]:
     """TASK and SEARCH (or None) of a study file, which is code and is run.
 
     Raises:
         TaskError: the file is missing, fails when run, or has no ``TASK = ss.Task(...)``.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     if not path.is_file():
         raise TaskError(f"No study file at {path}. Give the path of a Python file with TASK = ss.Task(...).")
     spec = importlib.util.spec_from_file_location(f"spansearch_study_{path.stem}", path)
@@ -234,15 +292,11 @@ def read_study(path: str | Path) -> tuple[Task, Any]:
     sys.modules[spec.name] = module  # dataclasses and pickling look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        where = error.__traceback__
-        line = 0
-        while where is not None:
-            if where.tb_frame.f_code.co_filename == str(path):
-                line = where.tb_lineno
-            where = where.tb_next
-        line = getattr(error, "lineno", None) or line
-        raise TaskError(f"{path} failed at line {line}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
+        line = _line(error, str(path))
+        where = f" at line {line}" if line else ""
+        raise TaskError(f"{path} failed{where}: {type(error).__name__}: {error}") from error
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
         got = "no TASK" if task is None else f"TASK of type {type(task).__name__}"
@@ -250,3 +304,13 @@ def read_study(path: str | Path) -> tuple[Task, Any]:
             f"{path} has {got}. A study file is a Python file with TASK = spansearch.Task(...) at top level."
         )
     return task, getattr(module, "SEARCH", None)
+
+
+def _line(error: BaseException, file: str) -> int | None:
+    """The innermost line of a file that led to an error."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return error.lineno
+    lines = [
+        line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file
+    ]
+    return lines[-1] if lines else None

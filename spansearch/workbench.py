@@ -1,4 +1,4 @@
-"""What a study works with: teacher, spans, recorded activations, ridge fits - each built when first needed."""
+"""What a study works with: teacher, spans, recorded activations, ridge fits; each built when first needed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from spansearch.errors import SpanError
+from spansearch.batches import Batch, arguments, head
+from spansearch.errors import SpanError, TaskError
 from spansearch.evaluate import Evaluator
 from spansearch.fit import FitData
-from spansearch.record import Recording, Track, record, untracked
+from spansearch.record import PARTS, Recording, Track, record, untracked
 from spansearch.screen import Screening
 from spansearch.spans import Span, Spans, Verifier, find_spans
-from spansearch.task import SPLITS, Batch, Task, arguments, head
+from spansearch.task import SPLITS, Task
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """``auto``: CUDA when there, else the CPU."""
+    """``auto``: CUDA when there, else the CPU. TaskError where torch knows or has no such device."""
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise TaskError(
+            f"The device {str(device)!r} cannot be used ({str(error).splitlines()[0]}). Use 'auto', 'cpu', "
+            "'cuda' or 'cuda:1'."
+        ) from error
+    return picked
 
 
 class Workbench:
@@ -58,13 +68,12 @@ class Workbench:
 
     @cached_property
     def examples(self) -> list[Batch]:
-        """Up to 16 examples of the first two calibration batches: what spans are found and verified on."""
-        heads = []
-        for batch in self.task.batches("calibration", self.device):
-            heads.append(head(batch, 16))
-            if len(heads) == 2:
-                break
-        return heads
+        """Up to 16 examples of the first two calibration batches, as the teacher is called with them.
+
+        What spans are found and verified on.
+        """
+        batches = islice(self.task.batches("calibration", self.device), 2)
+        return [self.task.model_batch(self.teacher, head(batch, 16)) for batch in batches]
 
     @cached_property
     def found(self) -> Spans:
@@ -117,19 +126,19 @@ class Workbench:
 
     @cached_property
     def screening(self) -> Screening:
-        return Screening(self.recording, self.spans.spans)
+        on_gpu = self.device.type == "cuda"  # moments are float64, which other accelerators do not know
+        return Screening(self.recording, self.spans.spans, self.device if on_gpu else "cpu")
 
     def data(self, span: Span) -> FitData:
         """The recorded inputs and outputs of a span."""
         x, y = self.recording.pair(span.start.name, span.stop.name, "fit")
         x_held, y_held = self.recording.pair(span.start.name, span.stop.name, "held_out")
-        tokens = span.stop.layout == "tokens"
-        masks = self.recording.masks if tokens else {"fit": None, "held_out": None}
-        return FitData(x, y, x_held, y_held, masks["fit"], masks["held_out"], self.device)
+        keep, keep_held = (self.recording.positions(span.stop, part) for part in PARTS)
+        return FitData(x, y, x_held, y_held, keep, keep_held, self.device)
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """Hashes of the teacher and of the data that steers the search, and the task's name. Not of the test split."""
+        """The task's name, and hashes of the teacher and of the data that steers the search."""
         state = hashlib.sha256(type(self.teacher).__qualname__.encode())
         for name, tensor in sorted(self.teacher.state_dict().items()):
             state.update(name.encode())
@@ -152,4 +161,3 @@ def _hash(digest: Any, value: object) -> None:
             digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     else:
         digest.update(json.dumps(value, default=str).encode())
-

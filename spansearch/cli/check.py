@@ -33,12 +33,18 @@ def check(study: Path, directory: Path | None, device: str) -> None:
     rows.add_row("cost", f"{number(cost.flops)} flops an example, {number(cost.params)} parameters")
     if cost.uncounted:
         rows.add_row("not counted", ", ".join(cost.uncounted))
-    rows.add_row("divergence", {"kl": "KL in nats per prediction", "squared": "relative squared error"}[
-        evaluator.divergence_kind
-    ])
+    rows.add_row(
+        "divergence",
+        {"kl": "KL in nats per prediction", "squared": "relative squared error"}[evaluator.divergence_kind],
+    )
     space = opened.space
-    refused = [span.name for span in track(space.spans, "replaying spans across inputs") if bench.refusal(span)]
-    rows.add_row("spans", f"{len(space.spans)} of {len(bench.found)} legal ones at resolution {opened.search.resolution:g}")
+    refused = [
+        span.name for span in track(space.spans, "replaying spans across inputs") if bench.refusal(span)
+    ]
+    rows.add_row(
+        "spans",
+        f"{len(space.spans)} of {len(bench.found)} legal ones at resolution {opened.search.resolution:g}",
+    )
     if refused:
         rows.add_row("refused by replay", ", ".join(refused))
     rows.add_row("families", ", ".join(opened.search.families))
@@ -48,10 +54,13 @@ def check(study: Path, directory: Path | None, device: str) -> None:
     recording = bench.recording
     size = sum(v.numel() * v.element_size() for part in recording.values.values() for v in part.values())
     where = f", {len(recording.on_disk)} cut points on disk" if recording.on_disk else ""
-    rows.add_row("activations", f"{size / 2**20:.0f} MiB of {sum(recording.count(p) for p in recording.values)} examples{where}")
+    rows.add_row(
+        "activations",
+        f"{size / 2**20:.0f} MiB of {sum(recording.count(p) for p in recording.values)} examples{where}",
+    )
     rows.add_row("a closed-form trial", f"about {evaluating + 0.1:.1f} s")
     output.print(rows)
-    output.print(f"\nAll is well. Next: spansearch run {study}", highlight=False)
+    output.print(f"\nAll is well. Next: spansearch run {study}")
 
 
 def _twice(opened: Study, split: str) -> None:

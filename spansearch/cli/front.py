@@ -8,18 +8,26 @@ from pathlib import Path
 
 import click
 
-from spansearch.cli.options import device_option, directory_option, open_study, storage_option, study_argument
+from spansearch.cli.options import (
+    device_option,
+    directory_option,
+    open_run,
+    open_study,
+    storage_option,
+)
 from spansearch.cli.terminal import number, output, table
 from spansearch.results import MEASURES, Front
 
 
-@click.command(epilog="Example: spansearch front studies/digits_cnn.py --x params --json > front.json")
-@study_argument
+@click.command(epilog="Example: spansearch front studies/digits_cnn.py --json > front.json")
+@click.argument("study", metavar="STUDY|DIR", type=click.Path(path_type=Path))
 @directory_option
 @storage_option
 @device_option
 @click.option("--x", type=click.Choice(MEASURES), default="flops", show_default=True, help="First measure.")
-@click.option("--y", type=click.Choice(MEASURES), default="score_drop", show_default=True, help="Second measure.")
+@click.option(
+    "--y", type=click.Choice(MEASURES), default="score_drop", show_default=True, help="Second measure."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with all figures.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line a member.")
 def front(
@@ -34,17 +42,15 @@ def front(
 ) -> None:
     """Print the front of a study: selected on validation, scored on the test split.
 
-    The test split is read here, once for each member, and steers nothing.
+    DIR is the directory of a run: the study file it was run from is read again. The test split is read here,
+    once for each member, and steers nothing.
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other.")
-    opened = open_study(study, directory, storage, device)
-    seed = opened.optuna.user_attrs.get("fingerprint", {}).get("search", {}).get("seed")
-    if seed is not None and seed != opened.search.seed:  # run was given another --seed
-        opened = open_study(study, directory, storage, device, seed)
-    found = opened.front(x, y, split="test")
+    opened = open_run(study, directory, storage, device) if study.is_dir() else None
+    found = (opened or open_study(study, directory, storage, device)).front(x, y, split="test")
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=1))
+        click.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
     elif as_csv:
         found.to_dataframe().to_csv(sys.stdout, index=False)
     else:
@@ -58,7 +64,14 @@ def print_front(found: Front) -> None:
         return
     teacher = found.summary["teacher"]
     rows = table(
-        ">trial", ">flops", ">params", ">validation drop", ">test drop", "95% interval", ">divergence", "splices"
+        ">trial",
+        ">flops",
+        ">params",
+        ">validation drop",
+        ">test drop",
+        "95% interval",
+        ">divergence",
+        "splices",
     )
     for member in found:
         m, test = member.measures, member.test or {}
@@ -75,11 +88,10 @@ def print_front(found: Front) -> None:
         )
     output.print(rows)
     counts = found.summary["trials"]
-    test_score = teacher.get("test_score")
+    on_test = f", on test {teacher['test_score']:.4f}" if teacher.get("test_score") is not None else ""
     output.print(
         f"\nTeacher: {number(teacher['flops'])} flops, {number(teacher['params'])} parameters, score "
-        f"{teacher['score']:.4f}" + (f", on test {test_score:.4f}" if test_score is not None else "")
-        + f". Trials: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed. "
+        f"{teacher['score']:.4f}{on_test}"
+        f". Trials: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed. "
         f"{found.summary['seconds']['total']:.0f} s.",
-        highlight=False,
     )

@@ -6,16 +6,21 @@ import logging
 import os
 import signal
 import sys
+import traceback
 
 import click
+import optuna
+from rich.text import Text
 
+from spansearch import __version__
 from spansearch.cli import check, front, run, screen, spans
 from spansearch.cli.terminal import console
 from spansearch.errors import SpanSearchError
+from spansearch.study import FailedStudyError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="spansearch")
+@click.version_option(__version__)
 def spansearch() -> None:
     """A trained PyTorch network goes in, a Pareto front of smaller networks comes out.
 
@@ -30,31 +35,57 @@ for command in (check.check, spans.spans, screen.screen, run.run, front.front):
     spansearch.add_command(command)
 
 
+class _Messages(logging.Handler):
+    """Log lines on the console, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(self.format(record))
+
+
 def main() -> None:
     """Run the command line; exit status 0 done or stopped with all saved, 1 failed, 2 bad usage or study."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logger = logging.getLogger("spansearch")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_Messages()]
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     signal.signal(signal.SIGTERM, _stop)  # as schedulers send it: like Ctrl-C
     try:
-        spansearch.main(standalone_mode=False)
+        # not spansearch.main(): that takes a broken pipe or an EOFError of the user's for the end of ours
+        with spansearch.make_context("spansearch", sys.argv[1:]) as context:
+            spansearch.invoke(context)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except SpanSearchError as error:
-        console.print(f"[bold red]Error:[/] {_plain(str(error))}", highlight=False)
-        sys.exit(2)
+        console.print(Text.assemble(("Error: ", "bold red"), str(error)))
+        sys.exit(1 if isinstance(error, FailedStudyError) else 2)
     except (KeyboardInterrupt, click.Abort):
         console.print("Stopped; everything finished is saved. The same command continues.")
         sys.exit(0)
     except BrokenPipeError:  # the reader of our output is gone: nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        where = _line_of_study(error)
+        if where is None:  # ours: with its traceback
+            raise
+        console.print(Text.assemble(("Error: ", "bold red"), f"{where}: {type(error).__name__}: {error}"))
+        sys.exit(2)
 
 
 def _stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+def _line_of_study(error: Exception) -> str | None:
+    """File and line of the study file where code of the user's went wrong; None for errors of our own."""
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.startswith("spansearch_study_"):
+            found = f"{frame.f_code.co_filename}, line {line}"
+        elif module.startswith("spansearch."):
+            found = None
+    return found

@@ -24,7 +24,9 @@ from spansearch.recipe import Splice
 @click.command(epilog="Example: spansearch run studies/digits_cnn.py --trials 60 --timeout 2h")
 @study_argument
 @directory_option
-@click.option("--trials", type=click.IntRange(1), default=100, show_default=True, help="The study's total of trials.")
+@click.option(
+    "--trials", type=click.IntRange(1), default=100, show_default=True, help="The study's total of trials."
+)
 @click.option("--timeout", type=Duration(), help="Of the study over all its runs, e.g. 90, 30m, 2h.")
 @storage_option
 @seed_option
@@ -44,13 +46,17 @@ def run(
     and keeps everything that is finished.
     """
     opened = open_study(study, directory, storage, device, seed)
+    finished: int | None = None
     bar = progress_bar()
     task = bar.add_task(f"trials of {opened.task.name}", total=trials)
 
     def show(trial: int, splice: Splice | None, outcome: Outcome) -> None:
+        nonlocal finished
+        finished = len(opened.finished()) if finished is None else finished + 1
         bar.start()  # only now: before the first trial other bars are shown
-        bar.update(task, completed=trial + 1)
-        console.print(f"{trial + 1:>4}/{trials}  {_line(splice, outcome)}", highlight=False, markup=False)
+        bar.update(task, completed=finished)
+        if outcome.state != "failed":  # that is in the log already
+            console.print(f"trial {trial:>3}, {finished} of {trials}: {_line(splice, outcome)}")
 
     try:
         ended = opened.run(trials, timeout, show)
@@ -70,7 +76,7 @@ def run(
 def _line(splice: Splice | None, outcome: Outcome) -> str:
     what = str(splice) if splice is not None else "no student"
     if "duplicate_of" in outcome.details:
-        return f"{what}: as trial {outcome.details['duplicate_of'] + 1}"
+        return f"{what}: as trial {outcome.details['duplicate_of']}"
     m = outcome.measures
     if m is None:
         return f"{what}: {outcome.state}: {outcome.details.get('reason', '')}"

@@ -26,7 +26,9 @@ def screen(study: Path, directory: Path | None, seed: int | None, device: str) -
     """
     opened = open_study(study, directory, device=device, seed=seed)
     paths = opened.bench.screening.all(track=track)
-    rows = table("span", ">share of flops", ">ridge error", "shrunk to", ">identity error", ">rank for 2 x the error")
+    rows = table(
+        "span", ">share of flops", ">ridge error", "shrunk to", ">identity error", ">rank for 2 x the error"
+    )
     for span, error, identity in summary(paths):
         path = paths[span]
         rows.add_row(
@@ -41,9 +43,8 @@ def screen(study: Path, directory: Path | None, seed: int | None, device: str) -
     _print_heat(opened.spans, paths)
     recording = opened.bench.recording
     output.print(
-        f"\n{len(paths)} spans, {recording.count('fit')} examples fitted, {recording.count('held_out')} held out, "
-        f"teacher {number(opened.spans.flops)} flops.",
-        highlight=False,
+        f"\n{len(paths)} spans, {recording.count('fit')} examples fitted, {recording.count('held_out')} held "
+        f"out, teacher {number(opened.spans.flops)} flops.",
     )
 
 
@@ -58,7 +59,7 @@ def _print_heat(found: Spans, paths: dict[Span, RidgePath]) -> None:
     errors = {(s.start.name, s.stop.name): path.held_out_error for s, path in paths.items() if not s.nested}
     if len(points) < 3 or not errors:
         return
-    output.print("\n[bold]Ridge error by start (down) and stop (across), in percent[/]")
+    output.print("\nRidge error by start (down) and stop (across), in percent", style="bold")
     width = max(len(p.name) for p in points)
     output.print(Text(" " * (width + 1) + "".join(f"{k:>4}" for k in range(1, len(points)))))
     for i, start in enumerate(points[:-1]):
@@ -67,7 +68,7 @@ def _print_heat(found: Spans, paths: dict[Span, RidgePath]) -> None:
             error = errors.get((start.name, stop.name))
             line.append("   -" if error is None else f"{min(99, round(100 * error)):>4}", style=_shade(error))
         output.print(line)
-    output.print("Stops: " + ", ".join(f"{k} {p.name}" for k, p in enumerate(points) if k), highlight=False)
+    output.print("Stops: " + ", ".join(f"{k} {p.name}" for k, p in enumerate(points) if k))
 
 
 def _shade(error: float | None) -> str:

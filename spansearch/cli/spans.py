@@ -46,16 +46,20 @@ def spans(
             rows.add_row(name, reason)
         output.print(rows)
     legal = len(found.spans) - sum(1 for span in found.spans if verify and opened.bench.refusal(span))
-    output.print(f"\n{legal} legal spans{' (replayed across inputs)' if verify else ''}, {len(refused)} refused.")
+    output.print(
+        f"\n{legal} legal spans{' (replayed across inputs)' if verify else ''}, {len(refused)} refused."
+    )
     for note in found.notes:
-        console.print(f"Note: {note}", highlight=False)
+        console.print(f"Note: {note}")
 
 
 def _print_chains(found: Spans) -> None:
     for chain in found.chains:
         if len(chain.points) < 2:
             continue
-        title = f"\nNested, inside what follows {chain.anchor.name}" if chain.nested and chain.anchor else None
+        title = (
+            f"\nNested, inside what follows {chain.anchor.name}" if chain.nested and chain.anchor else None
+        )
         rows = table("cut point", "shape", "layout", ">flops from here", ">share", title=title or "Top level")
         for point, flops in zip(chain.points, (*chain.flops, 0), strict=True):
             last = point is chain.points[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from rich.console import Console
@@ -18,10 +18,25 @@ from rich.progress import (
 )
 from rich.table import Table
 
-console = Console(stderr=True, soft_wrap=not sys.stderr.isatty())  # a log's lines are not to be broken
+UNBROKEN = 100_000
+"""Columns where nobody looks at a terminal: a log's lines are not to be broken."""
+
+
+def _console(stderr: bool, terminal: bool) -> Console:
+    return Console(
+        stderr=stderr,
+        width=None if terminal else UNBROKEN,
+        soft_wrap=not terminal,
+        markup=False,  # names of layers hold brackets and colons: nothing in a text is markup
+        emoji=False,
+        highlight=False,
+    )
+
+
+console = _console(True, sys.stderr.isatty())
 """For messages and progress; results go to stdout."""
 
-output = Console() if sys.stdout.isatty() else Console(width=160)
+output = _console(False, sys.stdout.isatty())
 
 
 def progress_bar() -> Progress:
@@ -42,7 +57,7 @@ def progress_bar() -> Progress:
 
 def track(iterable: Iterable[Any], description: str) -> Iterator[Any]:
     """Iterate with a progress bar on a terminal; elsewhere one line when it is done."""
-    total = len(iterable) if hasattr(iterable, "__len__") else None
+    total = len(iterable) if isinstance(iterable, Sized) else None
     count = 0
     with progress_bar() as bar:
         task = bar.add_task(description, total=total)
@@ -51,7 +66,7 @@ def track(iterable: Iterable[Any], description: str) -> Iterator[Any]:
             count += 1
             bar.advance(task)
     if not console.is_terminal and count:
-        console.print(f"{description}: {count} done", highlight=False)
+        console.print(f"{description}: {count} done")
 
 
 def table(*columns: str, title: str | None = None) -> Table:

@@ -16,6 +16,7 @@ from spansearch.recipe import Splice
 FIRST_RHO = 0.2
 ENOUGH = 10  # ratios seen before their quantile is trusted
 QUANTILE = 0.05
+LARGEST_RHO = 0.5  # however poor the students so far were: the next family or width may do better
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,16 @@ class Decision:
 
     def __str__(self) -> str:
         return (
-            f"ridge rule: at best {self.bound:.3g} ({self.rho:.2g} x the linear student's {self.linear:.3g}), "
-            f"{self.best:.3g} is known at no more flops"
+            f"ridge rule: at best {self.bound:.3g} ({self.rho:.2g} x the linear student's "
+            f"{self.linear:.3g}), {self.best:.3g} is known at no more flops"
         )
 
 
 class RidgeRule:
-    """Prunes a proposal when a known model is no costlier and better than rho x its span's best linear student.
+    """Prunes where a known model is no costlier and better than rho x the span's best linear student.
 
     rho is learnt: a low quantile of (student's divergence / linear divergence) over the students fitted so
-    far; until ten are known it is 0.2, or the lowest seen.
+    far, at most one half; until ten are known it is 0.2, or the lowest seen.
     """
 
     def __init__(self, ratios: Iterable[float] = ()) -> None:
@@ -59,7 +60,7 @@ class RidgeRule:
     def rho(self) -> float:
         if len(self.ratios) < ENOUGH:
             return min([FIRST_RHO, *self.ratios])
-        return float(np.quantile(self.ratios, QUANTILE))
+        return min(LARGEST_RHO, float(np.quantile(self.ratios, QUANTILE)))
 
     def learn(self, divergence: float, linear: float) -> None:
         """A student was fitted and measured in a span whose best linear student is known."""

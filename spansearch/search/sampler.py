@@ -1,4 +1,4 @@
-"""A sampler seeded per trial: a study that was stopped and resumed proposes what an uninterrupted one does."""
+"""A sampler seeded per trial: a study stopped and resumed proposes what an uninterrupted one does."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+TRIES = 6
+
 
 def tpe(seed: int) -> BaseSampler:
     """Multivariate TPE, the default: it learns which ends, families and widths go together."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate has been for years
+        warnings.simplefilter(
+            "ignore", optuna.exceptions.ExperimentalWarning
+        )  # multivariate has been for years
         return TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
 
 
@@ -26,6 +30,9 @@ class SeededSampler(BaseSampler):
 
     Optuna's samplers carry random state from trial to trial, so a restart changes what follows. Here a
     proposal depends only on the finished trials, the seed and the trial's number.
+
+    What is not ``worthwhile`` (measured before, refused by its family) is drawn again a few times; the
+    function must depend on the finished trials only, too.
     """
 
     def __init__(
@@ -34,18 +41,27 @@ class SeededSampler(BaseSampler):
         seeds: Sequence[Mapping[str, Any]],
         seed: int,
         make: Callable[[int], BaseSampler] = tpe,
+        worthwhile: Callable[[Mapping[str, Any]], bool] = lambda params: True,
     ) -> None:
         self._space, self._seeds, self._seed, self._make = dict(space), list(seeds), seed, make
+        self._worthwhile = worthwhile
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return dict(self._space)
+        return {name: kind for name, kind in self._space.items() if not kind.single()}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         if trial.number < len(self._seeds):
             return dict(self._seeds[trial.number])
-        return self._make(self._derived(trial.number)).sample_relative(study, trial, search_space)
+        params: dict[str, Any] = {}
+        for attempt in range(TRIES):
+            again = f"attempt {attempt}" if attempt else ""
+            inner = self._make(self._derived(trial.number, again))
+            params = inner.sample_relative(study, trial, search_space)
+            if not params or self._worthwhile(params):
+                break
+        return params
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -1,4 +1,4 @@
-"""What a study tries first: the predicted front of closed-form students, and cheap non-linear ones beside it."""
+"""What a study tries first: the predicted front of closed-form students, cheap non-linear ones beside it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def predicted_front(space: Space, screening: Screening, flops: int) -> list[dict
     """Trial parameters of the first proposals, predicted without running the model once.
 
     Every span's identity, ridge and low-rank students are placed by the spliced model's flops and their
-    held-out error; the non-dominated ones are proposed, evenly thinned to ``Search.seeds``, cheapest last. Their
-    spans are then proposed with a small non-linear student each: the linear result must not veto it.
+    held-out error; the non-dominated ones are proposed, evenly thinned to ``Search.seeds``, cheapest last.
+    Their spans are then proposed with a small non-linear student each: the linear result must not veto it.
 
     Args:
         flops: of the teacher, for one example.
@@ -34,17 +34,22 @@ def predicted_front(space: Space, screening: Screening, flops: int) -> list[dict
     front = _thinned([candidates[i] for i in chosen], space.settings.seeds)
     proposals = [space.encode(splice, width) for _, _, splice, width in reversed(front)]
     spans = list(dict.fromkeys((splice.start, splice.stop) for _, _, splice, _ in reversed(front)))
-    for name in ("conv", "mlp"):
-        if name not in space.settings.families:
-            continue
-        for k, (start, stop) in enumerate(spans):
-            width = HIDDEN_WIDTHS[k % len(HIDDEN_WIDTHS)]
-            splice = Splice(start, stop, name, 0)
-            span = space.span(splice)
-            if not family(name).refuses(span) and not refusal(name, span, family(name).size(span, width)):
-                proposals.append(space.encode(splice, width))
-        break  # mlp only where the search has no conv
+    name = next((name for name in ("conv", "mlp") if name in space.settings.families), None)
+    if name is None:
+        return proposals
+    for k, (start, stop) in enumerate(spans):
+        span = space.span(Splice(start, stop, name, 0))
+        width = _within(space, HIDDEN_WIDTHS[k % len(HIDDEN_WIDTHS)])
+        if not family(name).refuses(span):
+            size = family(name).size(span, width)
+            if not refusal(name, span, size):
+                proposals.append(space.encode(Splice(start, stop, name, size), width))
     return proposals
+
+
+def _within(space: Space, width: float) -> float:
+    low, high = space.settings.widths
+    return min(max(width, low), high)
 
 
 def _closed_forms(
@@ -65,7 +70,7 @@ def _closed_forms(
     add("ridge", 0, 1.0, path.held_out_error)
     if path.identity_error is not None:
         add("identity", 0, 1.0, path.identity_error)
-    for width in RANK_WIDTHS:
+    for width in dict.fromkeys(_within(space, width) for width in RANK_WIDTHS):
         size = family("lowrank").size(span, width)
         add("lowrank", size, width, _rank_error(path, size))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -61,16 +62,18 @@ class Search:
         for name, low, high in (("resolution", 0.0, 1.0), ("held_out", 0.0, 1.0), ("audit", -1e-9, 1.0)):
             value = getattr(self, name)
             if not low < value < high:
-                raise TaskError(f"Search: {name} must lie between {max(low, 0.0):g} and {high:g}, got {value}.")
+                raise TaskError(
+                    f"Search: {name} must lie between {max(low, 0.0):g} and {high:g}, got {value}."
+                )
+        for name, least in (("seed", 0), ("seeds", 0), ("memory_budget", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise TaskError(f"Search: {name} must be a whole number of at least {least}, got {value!r}.")
         if self.dtype not in ("float32", "float16", "bfloat16"):
             raise TaskError(f"Search: dtype must be float32, float16 or bfloat16, got {self.dtype!r}.")
 
     def fingerprint(self) -> dict[str, Any]:
-        """The settings that results depend on, as plain data."""
+        """The settings that results depend on, as plain data: what it is after JSON as well."""
         fields = asdict(self)
         del fields["memory_budget"]  # where activations lie does not change them
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in _listed(fields).items()}
-
-
-def _listed(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: _listed(v) if isinstance(v, dict) else (list(v) if isinstance(v, tuple) else v) for key, v in fields.items()}
+        return json.loads(json.dumps(fields))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from optuna.distributions import (
@@ -16,7 +17,7 @@ from spansearch.errors import SpanError
 from spansearch.recipe import Splice
 from spansearch.search.settings import Search
 from spansearch.spans import CutPoint, Span, Spans
-from spansearch.students import family
+from spansearch.students import Init, family
 
 
 class Space:
@@ -30,9 +31,7 @@ class Space:
 
     def __init__(self, found: Spans, settings: Search) -> None:
         self.settings = settings
-        self.spans: list[Span] = [
-            span for span in found.spans if settings.nested or not span.nested
-        ]
+        self.spans: list[Span] = [span for span in found.spans if settings.nested or not span.nested]
         used = {name for span in self.spans for name in (span.start.name, span.stop.name)}
         self.points: list[CutPoint] = [p for p in found.ordered_points if p.name in used]
         position = {point.name: i for i, point in enumerate(self.points)}
@@ -59,6 +58,11 @@ class Space:
             "init": CategoricalDistribution(("warm", "scratch")),
         }
 
+    def width(self, splice: Splice) -> float:
+        """A splice's size as a share of what width 1 gives its family there; 1 where it has no sizes."""
+        kind = family(splice.family)
+        return splice.size / kind.size(self.span(splice), 1.0) if kind.sized else 1.0
+
     def span(self, splice: Splice) -> Span:
         """The span of a splice; SpanError where this space has none of that name."""
         pair = (self._position.get(splice.start, -1), self._position.get(splice.stop, -1))
@@ -66,19 +70,32 @@ class Space:
             raise SpanError(f"{splice.span_name} is no span of this search space.")
         return self._legal[pair]
 
+    @cached_property
+    def _constants(self) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, kind in self.distributions.items():
+            if isinstance(kind, CategoricalDistribution) and kind.single():
+                values[name] = kind.choices[0]
+            elif isinstance(kind, IntDistribution | FloatDistribution) and kind.single():
+                values[name] = kind.low
+        return values
+
     def decode(self, params: Mapping[str, Any]) -> Splice:
         """The splice a proposal stands for, in a canonical form: equal proposals give equal splices.
+
+        Parameters that have one value only may be missing.
 
         Raises:
             ValueError: the family refuses the span; says why.
         """
+        params = {**self._constants, **params}
         span = self._nearest(int(params["left"]), int(params["right"]))
         kind = family(str(params["family"]))
         reason = kind.refuses(span)
         if reason:
             raise ValueError(reason)
         size = kind.size(span, float(params["width"])) if kind.sized else 0
-        init = params["init"] if kind.gradient else "warm"
+        init: Init = params["init"] if kind.gradient else "warm"
         return Splice(span.start.name, span.stop.name, str(params["family"]), size, init)
 
     def encode(self, splice: Splice, width: float = 1.0) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ def copy_model(model: M) -> M:
 
     Reading costs no memory. Whatever writes first - an optimiser's step, load_state_dict, batch norm's
     running statistics in train mode, ``p.data.mul_()`` - gets memory of its own at that moment, so the
-    original never changes. Tied parameters stay tied. Gradients are not carried over. Where PyTorch cannot share
-    a tensor copy-on-write (memory-mapped or foreign memory, meta tensors), that tensor is copied.
+    original never changes. Tied parameters stay tied. Gradients are not carried over. Where PyTorch cannot
+    share a tensor copy-on-write (memory-mapped or foreign memory, meta tensors), that tensor is copied.
 
     Raises:
         SpanError: an attribute of the model cannot be deep-copied; names it.
@@ -30,8 +30,8 @@ def copy_model(model: M) -> M:
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise SpanError(
-            f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}. A splice is a copy of "
-            "the model; every attribute that is no parameter or buffer must survive copy.deepcopy. Remove "
+            f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}. A splice is a copy "
+            "of the model; every attribute that is no parameter or buffer must survive copy.deepcopy. Remove "
             "locks, open files, generators or give the class a __deepcopy__."
         ) from error
 
@@ -50,10 +50,15 @@ def _tensors(model: nn.Module) -> list[Tensor]:
     """Parameters, buffers and tensors in ordinary attributes, also in lists and dicts; each once."""
     found: dict[int, Tensor] = {}
     for module in model.modules():
-        for leaf in flatten(dict(vars(module)))[0]:
-            if isinstance(leaf, Tensor):
-                found[id(leaf)] = leaf
+        values: list[Any] = [*module._parameters.values(), *module._buffers.values()]
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor | list | tuple | dict) and name not in _OWN:
+                values.extend(flatten(value)[0])
+        found.update({id(value): value for value in values if isinstance(value, Tensor)})
     return list(found.values())
+
+
+_OWN = frozenset(vars(nn.Module()))  # what every module has: its parameters, children, hooks
 
 
 def _without_values(tensor: Tensor) -> Tensor:

@@ -192,13 +192,18 @@ def find_spans(model: nn.Module, *args: Any, **kwargs: Any) -> Spans:
 
 def _thin(chain: Chain, least: float) -> list[int]:
     """Indices of the points that stay: at least ``least`` flops between neighbours, as late as is free."""
-    kept, since = [0], 0.0
-    for k in range(1, len(chain.points)):
-        since += chain.flops[k - 1]
+    kept, since = [0], 0
+    free: list[int] = []  # points far enough from the last kept one, with next to nothing between them
+    for k, point_flops in enumerate(chain.flops, 1):
+        since += point_flops
+        if since >= least and since > 0:
+            free.append(k)
         following = chain.flops[k] if k < len(chain.flops) else None
-        if since >= least and since > 0 and (following is None or following > 0.1 * least):
-            kept.append(k)
-            since = 0.0
+        if free and (following is None or following > 0.1 * least):
+            chosen = next((i for i in reversed(free) if chain.points[i].can_stop), free[-1])
+            kept.append(chosen)
+            since = sum(chain.flops[chosen:k])
+            free = []
     last = len(chain.points) - 1
     if kept[-1] != last:  # what is left is too cheap to stand alone: it goes with what precedes it
         if len(kept) > 1:

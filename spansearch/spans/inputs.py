@@ -57,7 +57,8 @@ class Inputs:
         self.looks_like_mask = is_mask(first)
         self.sources: list[tuple[Any, int]] = []
         self.integers = {id(leaves[i]): leaves[i] for i in main if not _differentiable(leaves[i])}
-        made = {id(leaves[i]): self.add_source(leaves[i]) for i in main if _differentiable(leaves[i])}
+        given = {id(leaves[i]): leaves[i] for i in main if _differentiable(leaves[i])}  # one given twice once
+        made = {key: self.add_source(tensor) for key, tensor in given.items()}
         self.single = len(self.sources) == 1 and not self.integers
         self.args, self.kwargs = unflatten([made.get(id(leaf), leaf) for leaf in leaves], structure)
 

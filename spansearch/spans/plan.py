@@ -18,8 +18,8 @@ class PlannedCall:
 
     Attributes:
         path, number, total: which call (from 0) of which module, and how often that module is called at all.
-        reads, returns: the leaf of (args, kwargs) that is passed on, and the leaf of the output it becomes;
-            None where the call returns filler only.
+        reads: leaf of (args, kwargs) that the student gets, in the first call of a substitution.
+        returns: leaf of the output that the student's output becomes, in the last call of one.
         leaves, structure: what the call returned when it was traced.
         reference: leaf of (args, kwargs) whose shape and dtype tell how a run differs from the traced one.
         reference_shape, reference_dtype: its own when it was traced.
@@ -41,10 +41,11 @@ class PlannedCall:
 class Plan:
     """How a span is replaced.
 
-    With ``substitute`` the first call's place holds the student and the others pass their input on: exact
-    where the calls follow one another and nothing but them lies in the span. Otherwise there is glue between
-    them: the student runs where the start activation is read (``capture``), its output takes the stop
-    activation's place where that is made (``emit``), and what lies between runs on zeros of the right shape.
+    With ``substitute`` the first call runs the student and the last one returns its output: exact where the
+    calls follow one another and nothing but them lies in the span. Otherwise there is glue between them: the
+    student runs where the start activation is read (``capture``), its output takes the stop activation's
+    place where that is made (``emit``). Either way what lies between sees zeros of the right shape: code
+    there may ask for shapes, or compute what is never used.
 
     Attributes:
         obstacle: why no student can take its place, or None; the rest means nothing where there is one.
@@ -90,7 +91,15 @@ def make_plan(traced: Trace, start: CutPoint, stop: CutPoint) -> Plan:
         obstacle = f"no module call reads {start.name} before {stop.name} is made, so no student could either"
     return Plan(
         obstacle,
-        tuple(_planned(traced, index, route[k] if route else None) for k, index in enumerate(replaced)),
+        tuple(
+            _planned(
+                traced,
+                index,
+                route[0] if route and index == replaced[0] else None,
+                route[1] if route and index == replaced[-1] else None,
+            )
+            for index in replaced
+        ),
         route is not None,
         capture,
         emit,
@@ -138,29 +147,30 @@ def _calls_inside(traced: Trace, inside: set[int], ops: frozenset[int]) -> tuple
     return (replaced, vanished) if works else ([], [])
 
 
-def _route(traced: Trace, replaced: Sequence[int], start: int, stop: int) -> list[tuple[int, int]] | None:
-    """For every call the leaf it reads and the leaf that what it returns goes on by.
+def _route(traced: Trace, replaced: Sequence[int], start: int, stop: int) -> tuple[int, int] | None:
+    """The leaf by which the first call reads the start and the leaf by which the last one returns the stop.
 
-    None unless each call reads only what the one before it returned, the first the start, the last return the
-    stop.
+    None unless each call reads only what the one before it returned.
     """
-    route = []
     current = start
     for k, index in enumerate(replaced):
         call = traced.calls[index]
         following = {stop} if k + 1 == len(replaced) else set(traced.calls[replaced[k + 1]].inputs.values())
-        returns = [leaf for leaf, vertex in call.outputs.items() if following == {vertex}]
-        if set(call.inputs.values()) != {current} or not returns:
+        if set(call.inputs.values()) != {current} or not following <= set(call.outputs.values()):
             return None
-        route.append((next(iter(call.inputs)), returns[0]))
+        if len(following) != 1:
+            return None
         current = following.pop()
-    return route if route else None
+    if not replaced:
+        return None
+    returned = traced.calls[replaced[-1]].outputs
+    reads = next(iter(traced.calls[replaced[0]].inputs))
+    return reads, next(leaf for leaf, vertex in returned.items() if vertex == stop)
 
 
-def _planned(traced: Trace, index: int, way: tuple[int, int] | None) -> PlannedCall:
+def _planned(traced: Trace, index: int, reads: int | None, returns: int | None) -> PlannedCall:
     call = traced.calls[index]
     assert call.structure is not None
-    reads, returns = way if way is not None else (None, None)
     reference = reads if reads is not None else next(iter(call.inputs), None)
     seen = traced.activations[call.inputs[reference]] if reference is not None else None
     return PlannedCall(

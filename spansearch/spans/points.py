@@ -55,38 +55,34 @@ def cut_points(traced: Trace) -> dict[int, CutPoint]:
     """Every activation that a module call returns or reads, by its vertex in the trace."""
     made: dict[int, list[Place]] = {}
     read: dict[int, list[Place]] = {}
+    passed: dict[int, list[Place]] = {}
     for index, call in enumerate(traced.calls):
         for leaf, vertex in call.outputs.items():
-            if vertex not in call.inputs.values():  # an Identity returns what it was given: no producer
-                made.setdefault(vertex, []).append(Place(call.path, call.number, "out", leaf, index))
+            # an Identity, or dropout in eval mode, returns what it was given: no producer, but a name
+            place = passed if vertex in call.inputs.values() else made
+            place.setdefault(vertex, []).append(Place(call.path, call.number, "out", leaf, index))
         for leaf, vertex in call.inputs.items():
             read.setdefault(vertex, []).append(Place(call.path, call.number, "in", leaf, index))
     points = {}
     for vertex, activation in traced.activations.items():
-        producers = made.get(vertex, [])
         # calls are numbered as they begin, so of nested calls the innermost has the highest number
-        producers.sort(key=lambda place: -place.call)
-        below_root = [place for place in producers if place.path]
-        readers = sorted(read.get(vertex, []), key=lambda place: place.call)
-        if vertex == traced.source:
-            names = ["input"]
-        elif below_root:
-            names = _names(traced, below_root)
-        else:
-            inner = [place for place in readers if place.path]
-            if not inner:
-                continue
-            names = _names(traced, inner)
-        layout = _layout(activation.shape, traced.batch_size)
+        makers = [place for place in reversed(made.get(vertex, [])) if place.path]
+        readers = read.get(vertex, [])
+        is_input = vertex == traced.source
+        inner = [] if is_input else makers or [place for place in readers if place.path]
+        further = [place for place in passed.get(vertex, []) if place.path]
+        names = [*(["input"] if is_input else []), *_names(traced, inner)]
+        if not names:
+            continue
         points[vertex] = CutPoint(
             names[0],
             activation.shape[1:],
             activation.dtype,
-            layout,
-            tuple(names[1:]),
-            bool(below_root) and vertex != traced.source,
+            _layout(activation.shape, traced.batch_size),
+            tuple(names[1:] + _names(traced, further)),
+            bool(makers) and not is_input,
             vertex,
-            tuple(below_root) + tuple(readers),
+            (*makers, *readers),
         )
     return points
 

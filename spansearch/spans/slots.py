@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from spansearch.errors import SpanError
 from spansearch.spans.copying import meta_copy
@@ -16,24 +17,26 @@ from spansearch.spans.graph import Leaf
 from spansearch.spans.plan import PlannedCall
 from spansearch.spans.structure import flatten, unflatten
 
+KNOWN_SIZES = 64  # input sizes whose output sizes a slot remembers
+
 
 class Relay:
     """Runs a student where its input is read and keeps its output until the place where it is due.
 
-    The student is registered as a child of a slot, not here.
+    The student is a child of ``home``, under the name ``key``: a later splice may replace it there.
     """
 
-    def __init__(
-        self, name: str, student: nn.Module, start_shape: tuple[int, ...], stop_shape: tuple[int, ...]
-    ) -> None:
+    def __init__(self, name: str, start_shape: tuple[int, ...], stop_shape: tuple[int, ...]) -> None:
         self.name = name
-        self.student = student
         self.start_shape, self.stop_shape = start_shape, stop_shape
+        self.orphaned = False  # a later splice took the module at which its input was read
+        self.home: nn.Module | None = None
+        self.key = ""
         self.value: Tensor | None = None
 
     def run(self, x: Tensor) -> Tensor:
         """The student's output, checked, in memory of its own."""
-        y = self.student(x)
+        y = getattr(self.home, self.key)(x)
         if not isinstance(y, Tensor):
             self._complain(type(y).__name__)
         elif not self._fits(x, y):
@@ -97,7 +100,8 @@ class Slot(nn.Module):
     Args:
         original: the module.
         total: how often it is called in one forward pass.
-        planned: for each call that is replaced, what it returns and, where it runs the student, the relay.
+        planned: for each call that is replaced, what it returns and, if it reads for a student or returns
+            what one returned, that student's relay.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class Slot(nn.Module):
         self.training = original.training
         self.__dict__["_stand_in"] = meta_copy(original)
         self.__dict__["_original"] = None
+        self._known_sizes: dict[Any, Sequence[Leaf]] = {}
         self._counter = CallCounter(total)
         self._planned = planned
         if len(planned) < total:
@@ -116,13 +121,14 @@ class Slot(nn.Module):
             self._non_persistent_buffers_set = original._non_persistent_buffers_set
             self.__dict__["_version"] = original._version
 
-    def add_student(self, student: nn.Module) -> None:
-        """Register a student under the first free name: student, student2, ..."""
+    def add_student(self, student: nn.Module, relay: Relay) -> None:
+        """Register a student for its relay under the first free name: student, student2, ..."""
         name, k = "student", 1
         while hasattr(self, name):
             k += 1
             name = f"student{k}"
         self.add_module(name, student.train(self.training))
+        relay.home, relay.key = self, name
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         number = self._counter.next()
@@ -130,31 +136,47 @@ class Slot(nn.Module):
             return self._original(*args, **kwargs)
         call, relay = self._planned[number]
         given, _ = flatten((args, kwargs))
+        if relay is not None and call.reads is not None:
+            relay.capture(given[call.reads])
+        due = relay.take() if relay is not None and call.returns is not None and not relay.orphaned else None
+        if due is not None and len(call.leaves) == 1:
+            return unflatten([due], call.structure)
         reference = given[call.reference] if call.reference is not None else None
-        passed = None
-        if call.reads is not None:
-            passed = relay.run(given[call.reads]) if relay is not None else given[call.reads]
-        if passed is not None and len(call.leaves) == 1:
-            return unflatten([passed], call.structure)
-        leaves = self._sized(call, reference, args, kwargs)
-        out = [_zeros(leaf, call, reference) for leaf in leaves]
-        if passed is not None and call.returns is not None:
-            out[call.returns] = passed
+        out = [_zeros(leaf, call, reference) for leaf in self._sized(call, reference, args, kwargs)]
+        if due is not None and call.returns is not None:
+            out[call.returns] = due
         return unflatten(out, call.structure)
+
+    def students(self) -> Iterator[Relay]:
+        """The relays that run their students here."""
+        for call, relay in self._planned.values():
+            if relay is not None and call.reads is not None:
+                yield relay
 
     def _sized(self, call: PlannedCall, reference: Any, args: Any, kwargs: Any) -> Sequence[Leaf]:
         """What the call would return for inputs of these sizes."""
-        if not isinstance(reference, Tensor) or reference.shape == call.reference_shape:
+        if not isinstance(reference, Tensor):
             return call.leaves
-        batch = call.reference_shape[:1]
-        if reference.shape[1:] == call.reference_shape[1:] and all(
-            leaf.shape is None or leaf.shape[:1] == batch for leaf in call.leaves
-        ):
+        if torch.compiler.is_compiling():  # compare no sizes: that would fix them; only the batch may differ
+            batch, now = call.reference_shape[:1], reference.shape[:1]
             return [
-                replace(leaf, shape=leaf.shape and (*reference.shape[:1], *leaf.shape[1:]))
+                replace(leaf, shape=(*now, *leaf.shape[1:]))
+                if leaf.shape and leaf.shape[:1] == batch
+                else leaf
                 for leaf in call.leaves
             ]
-        return self._asked(call, reference, args, kwargs)
+        if reference.shape == call.reference_shape:
+            return call.leaves
+        # asking costs about as much as a small layer: once for every new size
+        sizes = (
+            call.number,
+            *(leaf.shape for leaf in flatten((args, kwargs))[0] if isinstance(leaf, Tensor)),
+        )
+        if sizes not in self._known_sizes:
+            if len(self._known_sizes) >= KNOWN_SIZES:
+                self._known_sizes.clear()
+            self._known_sizes[sizes] = self._asked(call, reference, args, kwargs)
+        return self._known_sizes[sizes]
 
     def _asked(self, call: PlannedCall, reference: Tensor, args: Any, kwargs: Any) -> Sequence[Leaf]:
         """The same, asked of the stand-in, which computes sizes only."""
@@ -164,7 +186,8 @@ class Slot(nn.Module):
             return tensor.detach().to("meta", call.reference_dtype if alike else tensor.dtype)
 
         try:
-            with torch.no_grad():
+            # unseen by whoever watches operators: a flop counter must not count what is only asked
+            with torch.no_grad(), _disable_current_modes():
                 args, kwargs = pytree.tree_map_only(Tensor, without_values, (args, kwargs))
                 found, _ = flatten(self._stand_in(*args, **kwargs))
         except Exception:  # it reads values, or was never meant for the meta device
@@ -186,9 +209,24 @@ class Slot(nn.Module):
         if self._original is not None:
             self._original._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        if self._original is not None:
-            self._original._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        unexpected: list[str] = []
+        load = (
+            super()._load_from_state_dict if self._original is None else self._original._load_from_state_dict
+        )
+        load(state_dict, prefix, local_metadata, strict, missing_keys, unexpected, error_msgs)
+        unexpected_keys.extend(
+            key for key in unexpected if key.removeprefix(prefix).split(".")[0] not in self._modules
+        )
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -250,7 +288,7 @@ class EmitHook:
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
         """As a forward hook."""
-        if self.counter.next() != self.number:
+        if self.counter.next() != self.number or self.relay.orphaned:
             return None
         leaves, structure = flatten(output)
         leaves[self.leaf] = self.relay.take()

@@ -36,18 +36,15 @@ def splice(model: M, students: Mapping[Span, nn.Module]) -> M:
     spans = list(students)
     _require_disjoint(spans)
     copied = copy_model(model)
-    relays = {
-        span: Relay(span.name, student, span.plan.start_shape, span.plan.stop_shape)
-        for span, student in students.items()
-    }
+    relays = {span: Relay(span.name, span.plan.start_shape, span.plan.stop_shape) for span in spans}
     remaining = _Remaining(spans)
-    counters = _replace_calls(copied, relays, remaining)
+    counters = _replace_calls(copied, students, relays, remaining)
     glued = [span for span in spans if not span.plan.substitute]
     for span in glued:  # all emissions before any capture: a module may end one span and start the next
         counters.append(_emit(copied, span, relays[span], remaining))
     for span in glued:
         counters.append(_capture(copied, span, relays[span], remaining))
-    if glued or any(counter.total > 1 for counter in counters):
+    if glued or len(counters) > len(spans) or any(counter.total > 1 for counter in counters):
         copied.register_forward_pre_hook(ResetHook(counters, list(relays.values())).before, prepend=True)
     for module in copied.modules():
         if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, Slot) for m in module.modules()):
@@ -94,35 +91,51 @@ class _Remaining:
 
 
 def _replace_calls(
-    model: nn.Module, relays: Mapping[Span, Relay], remaining: _Remaining
+    model: nn.Module, students: Mapping[Span, nn.Module], relays: Mapping[Span, Relay], remaining: _Remaining
 ) -> list[CallCounter]:
     """Slots in the place of modules; returns their counters."""
     counters = []
     for path in dict.fromkeys(call.path for span in relays for call in span.plan.calls):
         planned = {}
-        students = []
+        here = []
         for span, relay in relays.items():
             for call in span.plan.calls:
                 if call.path == path:
-                    first = call is span.plan.calls[0]
-                    runs = relay if first and span.plan.substitute else None
-                    planned[remaining.number(path, call.number)] = (call, runs)
+                    number = remaining.number(path, call.number)
+                    planned[number] = (call, relay if span.plan.substitute else None)
                     total = remaining.total(path, call.total)
-                    if first:
-                        students.append(relay.student)
-        slot = Slot(_submodule(model, path), total, planned)
+                    here += [span] if call is span.plan.calls[0] else []
+        old = _submodule(model, path)
+        slot = Slot(old, total, planned)
         counters.append(slot._counter)
-        for student in students:
-            slot.add_student(student)
-        _replace_everywhere(model, _submodule(model, path), slot)
+        for span in here:
+            slot.add_student(students[span], relays[span])
+        if slot._original is None:
+            _orphan(old, set(relays.values()))
+        _replace_everywhere(model, old, slot)
     return counters
+
+
+def _orphan(module: nn.Module, current: set[Relay]) -> None:
+    """Students of an earlier splice that read their input in a module that goes now have nothing to emit."""
+    for child in module.modules():
+        found = list(child.students()) if isinstance(child, Slot) else []
+        for hook in (*child._forward_hooks.values(), *child._forward_pre_hooks.values()):
+            reader = getattr(hook, "__self__", None)
+            found += [reader.relay] if isinstance(reader, CaptureHook) else []
+        for relay in set(found) - current:
+            relay.orphaned = True
 
 
 def _emit(model: nn.Module, span: Span, relay: Relay, remaining: _Remaining) -> CallCounter:
     place = remaining.first(span.plan.emit, span)
     total = remaining.total(place.path, span.plan.totals[place.path])
     hook = EmitHook(relay, remaining.number(place.path, place.number), total, place.leaf)
+    hooks = _submodule(model, place.path)._forward_hooks
     _submodule(model, place.path).register_forward_hook(hook.after)
+    for key, earlier in list(hooks.items()):  # of an earlier splice: to read what is emitted here
+        if isinstance(getattr(earlier, "__self__", None), CaptureHook):
+            hooks[key] = hooks.pop(key)
     return hook.counter
 
 

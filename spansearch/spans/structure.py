@@ -20,14 +20,17 @@ class Structure:
     """How leaves are nested. ``records[i]``: type and inside of pytree leaf i, None where it is a leaf."""
 
     spec: Any
-    records: tuple[tuple[type, Structure] | None, ...]
+    records: tuple[tuple[Any, Structure] | None, ...]
+
+    def __deepcopy__(self, memo: Any) -> Structure:
+        return self  # nothing in it changes, and torch warns where a spec is copied
 
 
 def flatten(value: Any) -> tuple[list[Any], Structure]:
     """The leaves of a nested structure, in a fixed order, and how they are nested."""
     outer, spec = pytree.tree_flatten(value)
     leaves: list[Any] = []
-    records: list[tuple[type, Structure] | None] = []
+    records: list[tuple[Any, Structure] | None] = []
     for leaf in outer:
         if _is_record(leaf):
             inside, structure = flatten(dict(vars(leaf)))
@@ -61,7 +64,7 @@ def _build(leaves: Iterator[Any], structure: Structure) -> Any:
             outer.append(next(leaves))
             continue
         kind, inside = record
-        made: Any = object.__new__(kind)
+        made: Any = kind.__new__(kind)
         vars(made).update(_build(leaves, inside))
         outer.append(made)
     return pytree.tree_unflatten(outer, structure.spec)

@@ -14,6 +14,7 @@ from spansearch.errors import SpanError
 from spansearch.spans.copying import copy_model
 from spansearch.spans.graph import Activation, Call, Flow, Key, Leaf, Recording, Trace, place_calls
 from spansearch.spans.inputs import Inputs
+from spansearch.spans.randomness import fixed_random
 from spansearch.spans.structure import flatten
 
 
@@ -36,14 +37,13 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], train
     handles = recorder.watch(copied)
     try:
         with (
-            torch.random.fork_rng(),
+            fixed_random(),
             torch.enable_grad(),
             countable(),
             _structure_only(),
             inputs.flow(),
             tally,
         ):
-            torch.manual_seed(0)
             copied(*inputs.args, **inputs.kwargs)
     except Exception as error:
         mode = "train" if train else "eval"
@@ -72,8 +72,8 @@ def _finish(recorder: _Recorder, inputs: Inputs, tally: FlopTally, name: str) ->
     if flow.graph is None:
         raise SpanError(
             f"No differentiable path leads from {name}'s input to its output{recorder.where_lost()}: "
-            "autograd is blind there. A trunk under torch.no_grad(), a detach() or an integer output hides the graph. "
-            "Remove the no_grad for tracing."
+            "autograd is blind there. A trunk under torch.no_grad(), a detach() or an integer output hides "
+            "the graph. Remove the no_grad for tracing."
         )
     place_calls(recording, flow)
     activations = {

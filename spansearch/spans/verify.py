@@ -16,6 +16,7 @@ from spansearch.errors import SpanError
 from spansearch.spans.copying import copy_model
 from spansearch.spans.find import Span
 from spansearch.spans.inputs import main_inputs
+from spansearch.spans.randomness import fixed_random
 from spansearch.spans.splice import splice
 from spansearch.spans.structure import clone_tensors, flatten, unflatten
 from spansearch.spans.taps import Tap, tapped
@@ -24,7 +25,7 @@ from spansearch.task import Batch, arguments
 TOLERANCE = 1e-4
 """Largest difference, relative to the output's spread, that float32 reordering explains."""
 
-MOST_OTHERS = 3
+MOST_OTHERS = 2
 """Each input replayed costs two forward passes a span."""
 
 Values = list[Any]
@@ -38,6 +39,7 @@ def verify(model: nn.Module, span: Span, examples: Iterable[Batch]) -> None:
     1. x' with the start activation recorded for x gives the stop activation of x: nothing else flows in.
     2. x' with the stop activation recorded for x, everything in the span replaced, gives the output of x. For
        a nested span the nearest cut point in front of it is held at x as well, for the paths around it.
+    3. x' with its own stop activation, everything in the span replaced, gives its own output.
 
     Args:
         model: the model the span was found in; not modified.
@@ -55,7 +57,7 @@ class Verifier:
 
     Args:
         model: the model; a copy of it runs, in eval mode.
-        examples: as for verify; three batches at most are used.
+        examples: as for verify; two or three batches at most are used.
 
     Raises:
         SpanError: there are no examples, or none differs from the others.
@@ -70,18 +72,24 @@ class Verifier:
         self.output = self._run(self.model, self.given)
 
     def check(self, span: Span) -> None:
-        """Raise SpanError with the reason unless the span survives both replays."""
+        """Raise SpanError with the reason unless the span survives the replays."""
+        recorded, _ = self._record(span, self.given)
+        self._check_inflow(span, recorded)
+        self._check_outflow(span, recorded)
+
+    def _record(self, span: Span, given: Any) -> tuple[dict[str, Tap], Values]:
+        """What the model makes of an input at the span's cut points, by their names, and its output."""
         taps = {point.name: Tap(point) for point in (span.start, span.stop, span.anchor) if point is not None}
-        with tapped(self.model, taps.values(), origins=True):
-            self._run(self.model, self.given)
+        glue_made = any(tap.place.side == "in" and tap.place.path for tap in taps.values())
+        with tapped(self.model, taps.values(), origins=glue_made):
+            output = self._run(self.model, given)
         missing = [name for name, tap in taps.items() if tap.value is None]
         if missing:
             raise SpanError(
                 f"{span.name}: the forward pass on these examples takes another way and does not make "
                 f"{missing[0]}."
             )
-        self._check_inflow(span, taps)
-        self._check_outflow(span, taps)
+        return taps, output
 
     def _check_inflow(self, span: Span, taps: dict[str, Tap]) -> None:
         start, stop = taps[span.start.name], taps[span.stop.name]
@@ -107,36 +115,44 @@ class Verifier:
                 )
 
     def _check_outflow(self, span: Span, taps: dict[str, Tap]) -> None:
-        recorded = taps[span.stop.name].value
-        assert recorded is not None
-        spliced = splice(self.model, {span: _Replay(recorded)})
+        student = _Replay(taps[span.stop.name].value)
+        spliced = splice(self.model, {span: student})
         around = []
         if span.anchor is not None:
             anchor = taps[span.anchor.name]
             around.append(Tap(span.anchor, anchor.value, anchor.origin))
         same_input = span.nested and span.anchor is None  # nothing to hold the paths around it still with
         for given in [self.given] if same_input else self.others:
-            try:
-                with tapped(spliced, around):
-                    output = self._run(spliced, given)
-            except Exception as error:
-                raise SpanError(
-                    f"{span.name}: the model does not run without it: {type(error).__name__}: {error}"
-                ) from error
-            if _differ(output, self.output):
-                raise SpanError(
-                    f"{span.name}: the output still depends on something that does not run through "
-                    f"{span.stop.name}: another input with the same {span.stop.name} changes it. A value "
-                    "passes by outside autograd (detach, argmax, .item(), an if on a value), or an in-place "
-                    "operator in the span overwrites what is read behind it."
-                )
+            self._expect(span, spliced, given, around, self.output)
+        # What leaves the interior may by chance be alike for the first input and for a splice's filler.
+        for given in self.others:
+            other, output = self._record(span, given)
+            student.value = other[span.stop.name].value
+            self._expect(span, spliced, given, [], output)
+
+    def _expect(
+        self, span: Span, spliced: nn.Module, given: Any, around: list[Tap], expected: Values
+    ) -> None:
+        try:
+            with tapped(spliced, around):
+                output = self._run(spliced, given)
+        except Exception as error:
+            raise SpanError(
+                f"{span.name}: the model does not run without it: {type(error).__name__}: {error}"
+            ) from error
+        if _differ(output, expected):
+            raise SpanError(
+                f"{span.name}: the output still depends on something that does not run through "
+                f"{span.stop.name}: another input with the same {span.stop.name} changes it. A value passes "
+                "by outside autograd (detach, argmax, .item(), an if on a value), or an in-place operator in "
+                "the span overwrites what is read behind it."
+            )
 
     @staticmethod
     def _run(model: nn.Module, given: Any) -> Values:
         """No gradients, no fused attention that would skip module calls, random numbers as they were."""
         args, kwargs = clone_tensors(given)  # the model may work in place
-        with torch.no_grad(), torch.random.fork_rng(), countable():
-            torch.manual_seed(0)
+        with torch.no_grad(), fixed_random(), countable():
             leaves, _ = flatten(model(*args, **kwargs))
         return [leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)]
 
@@ -144,11 +160,12 @@ class Verifier:
 class _Replay(nn.Module):
     """A student that ignores its input and returns what was recorded."""
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor | None) -> None:
         super().__init__()
         self.value = value
 
     def forward(self, x: Tensor) -> Tensor:
+        assert self.value is not None
         return self.value.clone()
 
 
@@ -164,18 +181,16 @@ def _other_inputs(examples: Sequence[Batch]) -> list[Any]:
         return unflatten([chosen.get(i, leaf) for i, leaf in enumerate(leaves)], structure)
 
     first = [leaves[i] for i in main]
-    candidates = []
-    for batch in examples[1:3]:
-        other = flatten(arguments(batch))[0]
-        if len(other) == len(leaves):
-            candidates.append([other[i] for i in main])
-    candidates.append([_along_batch(x, lambda x: x.roll(1, 0)) for x in first])
     # another sign and size, for an if on either; of integers, which must stay in range, one example only
     floats = all(x.is_floating_point() for x in first)
-    candidates.append(
-        [_along_batch(x, lambda x: -4 * x.roll(1, 0) if floats else x[:1].expand_as(x)) for x in first]
-    )
-    candidates.append([_along_batch(x, lambda x: x.flip(-1) if x.ndim > 1 else x) for x in first])
+    changed = [_along_batch(x, lambda x: -4 * x.roll(1, 0) if floats else x[:1].expand_as(x)) for x in first]
+    batches = [flatten(arguments(batch))[0] for batch in examples[1:3]]
+    candidates = [
+        changed,
+        *([other[i] for i in main] for other in batches if len(other) == len(leaves)),
+        [_along_batch(x, lambda x: x.roll(1, 0)) for x in first],
+        [_along_batch(x, lambda x: x.flip(-1) if x.ndim > 1 else x) for x in first],
+    ]
     fitting = [
         values
         for values in candidates

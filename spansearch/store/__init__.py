@@ -1,6 +1,20 @@
 """Where a study lives: Optuna's storage and the files of its students."""
 
-from spansearch.store.database import Locked, open_storage, run_lock
+from spansearch.store.database import LockedError, database_errors, open_storage, run_lock
 from spansearch.store.files import StudentFiles, write_durably
+from spansearch.store.source import remember_source, source_of
+from spansearch.store.studies import NoStudyError, find_study, open_study
 
-__all__ = ["Locked", "StudentFiles", "open_storage", "run_lock", "write_durably"]
+__all__ = [
+    "LockedError",
+    "NoStudyError",
+    "StudentFiles",
+    "database_errors",
+    "find_study",
+    "open_storage",
+    "open_study",
+    "remember_source",
+    "run_lock",
+    "source_of",
+    "write_durably",
+]

@@ -1,23 +1,42 @@
-"""Opening a study's storage, with errors a user can act on."""
+"""Opening a study's storage, with errors a user can act on and no password in them."""
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import filelock
 import optuna
+import sqlalchemy
 import sqlalchemy.exc
 from optuna.storages import BaseStorage, RDBStorage
 
 from spansearch.errors import StudyError
 
 BUSY_SECONDS = 20
+DATABASE = "study.db"
+DRIVERS = {"postgresql": "psycopg2-binary", "mysql": "mysqlclient"}
+"""Packages that SQLAlchemy wants for a URL without an explicit driver."""
 
 
-class Locked(StudyError):
+class LockedError(StudyError):
     """Another process runs this study."""
+
+
+class _Connection(sqlite3.Connection):
+    """SQLite that waits for others and writes ahead: a commit is one append, not two files and three syncs.
+
+    After a killed process nothing is lost, after a power cut at most the last moments, and never the
+    database.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.execute("PRAGMA journal_mode=WAL").close()
+        self.execute("PRAGMA synchronous=NORMAL").close()
 
 
 def open_storage(url: str | None, directory: Path) -> BaseStorage:
@@ -26,49 +45,99 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
     Raises:
         StudyError: the database is locked, unreadable or no database, or its driver is missing.
     """
+    options: dict[str, Any] = {}
     if url is None:
+        make_directory(directory)
+        path = directory.resolve() / DATABASE
+
+        def connect() -> sqlite3.Connection:  # not through a URL: a path may hold ? and {
+            return sqlite3.connect(path, BUSY_SECONDS, factory=_Connection, check_same_thread=False)
+
+        options["creator"] = connect
+    elif _parsed(url).get_backend_name() == "sqlite":
+        options["connect_args"] = {"timeout": BUSY_SECONDS, "factory": _Connection}
+    with database_errors(url, directory):
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StudyError(f"Cannot create the run's directory {directory}: {error.strerror}.") from error
-        url = f"sqlite:///{(directory / 'study.db').resolve()}"
-    options = {"connect_args": {"timeout": BUSY_SECONDS}} if url.startswith("sqlite") else {}
-    with database_errors(url):
-        return RDBStorage(url, engine_kwargs=options)
+            return RDBStorage(f"sqlite:///{DATABASE}" if url is None else url, engine_kwargs=options)
+        except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
+            raise StudyError(_no_driver(url or "")) from error
+        except RuntimeError as error:  # Optuna's only one here: a schema of another version
+            raise StudyError(f"The database {shown(url, directory)} cannot be read: {error}") from error
+
+
+def shown(url: str | None, directory: Path) -> str:
+    """A storage as messages may name it: without password and options."""
+    if url is None:
+        return str(directory / DATABASE)
+    return _parsed(url).set(query={}).render_as_string(hide_password=True)
+
+
+def _parsed(url: str) -> sqlalchemy.URL:
+    try:
+        return sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # either may quote the password
+        raise StudyError(
+            "The storage is no database URL (not shown here: it may hold a password). Write "
+            "sqlite:///study.db or postgresql://user:password@host/database, with special characters of the "
+            "password percent-encoded."
+        ) from None
+
+
+def _no_driver(url: str) -> str:
+    parsed = _parsed(url)
+    backend, _, driver = parsed.drivername.partition("+")
+    package = driver or DRIVERS.get(backend)
+    advice = (
+        f"Install it: pip install {package}."
+        if package
+        else "Write a URL of a database that SQLAlchemy knows, e.g. sqlite:///study.db or postgresql://..."
+    )
+    return f"There is no driver for {parsed.drivername}:// databases here. {advice}"
 
 
 @contextmanager
-def database_errors(url: str) -> Iterator[None]:
-    """Turn what a database may raise into errors that say what to do."""
-    shown = url.split("@")[-1]  # never the password
+def database_errors(url: str | None, directory: Path) -> Iterator[None]:
+    """Turn what a database raises into errors that say what to do; everything else passes."""
     try:
         yield
-    except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
-        raise StudyError(
-            f"No driver for the storage {shown}: {error}. For PostgreSQL: pip install psycopg2-binary."
-        ) from error
-    except sqlalchemy.exc.ArgumentError as error:
-        raise StudyError(f"{shown!r} is no database URL, e.g. sqlite:///study.db or postgresql://...") from error
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        cause = str(getattr(error.__cause__ or error, "orig", None) or error.__cause__ or error)
-        if "locked" in cause:
+        where = shown(url, directory)
+        origin: BaseException = (
+            error.__cause__ if isinstance(error.__cause__, sqlalchemy.exc.SQLAlchemyError) else error
+        )
+        cause = _without_secrets(str(getattr(origin, "orig", None) or origin), url)
+        if "is locked" in cause:
             raise StudyError(
-                f"The database {shown} is locked by another program for more than {BUSY_SECONDS} s. Close what holds "
-                "it (a database browser, a backup), then run the same command again: it continues."
+                f"The database {where} is locked by another program for more than {BUSY_SECONDS} s. Close "
+                "what holds it (a database browser, a backup), then run the same command again: it continues."
             ) from error
-        if "full" in cause:
+        if "disk is full" in cause or "No space left" in cause:
             raise StudyError(
-                f"The disk under {shown} is full. What was written before is intact. Free some space, then run the "
-                "same command again: it continues."
+                f"The disk under {where} is full. What was written before is intact. Free some space, then "
+                "run the same command again: it continues."
             ) from error
         raise StudyError(
-            f"The database {shown} cannot be used: {cause}. It may be damaged, not a database, or not readable by "
-            "this user. Restore it, or give another --dir or --storage."
+            f"The database {where} cannot be used: {cause}. It may be damaged, not a database, not "
+            "reachable, or not readable by this user. Restore it, or give another --dir or --storage."
         ) from error
-    except RuntimeError as error:
-        if "version" in str(error).lower():
-            raise StudyError(f"The database {shown} was made by another version of Optuna: {error}") from error
-        raise
+
+
+def _without_secrets(text: str, url: str | None) -> str:
+    parsed = _parsed(url) if url else None
+    secrets = [str(parsed.password or ""), *map(str, parsed.query.values())] if parsed else []
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "***")
+    return text
+
+
+def make_directory(directory: Path) -> None:
+    """Create a run's directory; StudyError where that cannot be."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(
+            f"Cannot create the run's directory {directory}: {error.strerror}. Give another --dir."
+        ) from error
 
 
 @contextmanager
@@ -76,16 +145,19 @@ def run_lock(directory: Path) -> Iterator[None]:
     """Held while a process runs the study of a directory; the system frees it when the process dies.
 
     Raises:
-        Locked: another process holds it.
+        LockedError: another process holds it.
     """
+    make_directory(directory)
     lock = filelock.FileLock(directory / ".lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        raise Locked(
-            f"Another process is running the study in {directory}. Wait for it or stop it; the same command then "
-            "continues where it stopped."
+        raise LockedError(
+            f"Another process is running the study in {directory}. Wait for it or stop it; the same command "
+            "then continues where it stopped."
         ) from error
+    except OSError as error:
+        raise StudyError(f"Cannot write in the run's directory {directory}: {error.strerror}.") from error
     try:
         yield
     finally:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,16 @@ def write_durably(path: Path, data: bytes) -> None:
         finally:
             os.close(directory)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StudyError(
-            f"Cannot write {path}: {error.strerror or error}. What was written before is intact. Free some space "
-            "or change the permissions, then run the same command again: it continues."
+            f"Cannot write {path}: {error.strerror or error}. What was written before is intact. Free some "
+            "space or change the permissions, then run the same command again: it continues."
         ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+_NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 
 
 class StudentFiles:
@@ -57,23 +64,39 @@ class StudentFiles:
             state: the student's state_dict.
         """
         name = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:32] + ".safetensors"
-        data = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in state.items()})
+        # cloned: the format refuses tensors that share memory, as tied weights do
+        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+        data = safetensors.torch.save(tensors)
         write_durably(self.directory / name, data)
         return {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
 
     def load(self, entry: Mapping[str, str]) -> dict[str, Tensor]:
-        """A student's state; StudyError where its file is missing, damaged or not the one that was written."""
-        path = self.directory / Path(entry["file"]).name  # a name only: no path leaves the directory
+        """A student's state; StudyError where its file is missing, damaged or not the one written."""
+        name, digest = (str(entry.get(key)) for key in ("file", "sha256"))
+        if not _NAME.fullmatch(name):  # an entry is data: no path in it leaves the directory
+            raise StudyError(
+                f"{name!r} is no name of a student file; the storage of this study was changed by hand."
+            )
+        path = self.directory / name
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise StudyError(f"The student file {path} cannot be read: {error.strerror}.") from error
-        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise StudyError(
-                f"The student file {path} is not the one this study wrote (its SHA-256 differs): it is damaged or was "
-                "replaced. Restore it from a copy, or run the study anew in another directory."
+                f"The student file {path} cannot be read: {error.strerror}. Restore it from a copy, or run "
+                "the study anew in another directory."
+            ) from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise StudyError(
+                f"The student file {path} is not the one this study wrote (its SHA-256 differs): it is "
+                "damaged or was replaced. Restore it from a copy, or run the study anew in another directory."
             )
         try:
             return safetensors.torch.load(data)
         except safetensors.SafetensorError as error:
             raise StudyError(f"The student file {path} cannot be parsed: {error}.") from error
+
+    def clean(self) -> None:
+        """Remove what writes that were cut off left behind; only while no other process writes here."""
+        for leftover in self.directory.glob(".*.tmp"):
+            with suppress(OSError):
+                leftover.unlink()

@@ -40,12 +40,13 @@ class Family(Protocol):
         """What a width in (0, 1] scales, as a whole number >= 1 (a rank, hidden units); 0 if not sized."""
 
     def build(self, span: Span, size: int) -> nn.Module:
-        """A student with freshly initialised weights; on the meta device its cost is known before it exists."""
+        """A student with freshly initialised weights; built on the meta device it tells its cost."""
 
     def solve(self, span: Span, size: int, path: PathOf) -> nn.Module:
         """The closed form, or the warm start of a gradient fit; same modules and parameters as ``build``."""
 
 
+_PARTS = ("gradient", "sized", "refuses", "size", "build", "solve")
 _REGISTRY: dict[str, Family] = {}
 families: Mapping[str, Family] = MappingProxyType(_REGISTRY)
 """Registered families by name, read-only."""
@@ -54,15 +55,28 @@ C = TypeVar("C", bound=type)
 
 
 def register(name: str) -> Callable[[C], C]:
-    """Class decorator: make a family known under a name."""
+    """Class decorator: make a family known under a name. A study file that is read again replaces its own.
+
+    Raises:
+        FamilyError: the name is taken, or the class lacks something of ``Family``.
+    """
 
     def add(cls: C) -> C:
-        if name in _REGISTRY and type(_REGISTRY[name]).__qualname__ != cls.__qualname__:
+        taken = type(_REGISTRY[name]) if name in _REGISTRY else cls
+        if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
             raise FamilyError(
-                f"register: the family name {name!r} is taken by {type(_REGISTRY[name]).__name__}. Studies "
-                "store families by name; choose another."
+                f"register: the family name {name!r} is taken by {taken.__module__}.{taken.__qualname__}. "
+                "Studies store families by name; choose another."
             )
-        _REGISTRY[name] = cls()
+        made = cls()
+        missing = [part for part in _PARTS if not hasattr(made, part)]
+        if missing:
+            raise FamilyError(
+                f"register: {cls.__qualname__} has no {', '.join(missing)}. A family has "
+                f"{', '.join(_PARTS)}; see spansearch.Family."
+            )
+        _REGISTRY[name] = made
+        student_cost.cache_clear()
         return cls
 
     return add
@@ -80,10 +94,14 @@ def family(name: str) -> Family:
 
 def check_width(width: float) -> float:
     """The width as a float; FamilyError unless it lies in (0, 1]."""
-    number = float(width)
-    if not 0 < number <= 1 or math.isnan(number):
+    try:
+        number = float(width)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number <= 1:
         raise FamilyError(
-            f"width must lie in (0, 1], got {width}. It is the student's size as a share of the span's width."
+            f"width must lie in (0, 1], got {width!r}. It is the student's size as a share of the span's "
+            "width."
         )
     return number
 
@@ -133,23 +151,31 @@ def fit_student(
         data: the span's recorded inputs and outputs.
         path: ridge solutions of spans, for the closed form and the warm start.
         settings: of the gradient fit.
-        rate: given a function that builds the start, the learning rate to use (cached or found by range test).
+        rate: given a function that builds the start, the learning rate to use (known or by range test).
         seed: every random choice of this fit follows from it; global random state is restored.
+
+    Returns:
+        Fitted, its student on ``data.device`` in eval mode, in the dtype of the span's stop.
     """
     kind = family(name)
     started = time.perf_counter()
-    with torch.random.fork_rng(), torch.device("cpu"):
+    device = torch.device(data.device)
+
+    def start() -> nn.Module:
         torch.manual_seed(seed)
+        with torch.device("cpu"):  # the same random numbers whatever the device
+            scratch = kind.gradient and init == "scratch"
+            return kind.build(span, size) if scratch else kind.solve(span, size, path)
 
-        def start() -> nn.Module:
-            torch.manual_seed(seed)
-            return kind.solve(span, size, path) if init == "warm" else kind.build(span, size)
-
-        if not kind.gradient:
-            student = kind.solve(span, size, path).to(data.device).eval()
+    report = None
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if kind.gradient:
+            learning_rate = rate(start)
+            student = start()
+            torch.manual_seed(seed)  # building may have drawn numbers or not
+            report = fit_by_gradient(student, data, learning_rate, settings, seed)
+            error = report.held_out_error
+        else:
+            student = start().to(device).eval()
             error = held_out_error(student, data)
-            return Fitted(student, error, time.perf_counter() - started)
-        learning_rate = rate(start)
-        student = start()
-        report = fit_by_gradient(student, data, learning_rate, settings, seed)
-    return Fitted(student, report.held_out_error, time.perf_counter() - started, report)
+    return Fitted(student.to(span.stop.dtype), error, time.perf_counter() - started, report)

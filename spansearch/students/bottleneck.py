@@ -23,18 +23,18 @@ class LastDimPReLU(nn.Module):
 def warm_factors(path: RidgePath, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Reduced-rank ridge as down (size, d_in), up (d_out, size), bias (d_out,), float32.
 
-    Each unit's incoming and outgoing weights have the same norm. Where ``size`` exceeds the full rank, the further
-    units read random combinations (global generator) and write nothing yet: the map is the same.
+    Each unit's incoming and outgoing weights have the same norm. Where ``size`` exceeds the full rank, the
+    further units read random combinations (global generator) and write nothing yet: the map is the same.
     """
     rank = min(size, len(path.rank_errors))
-    down, up, bias = path.at_rank(rank)
+    down, up, bias = (part.cpu() for part in path.at_rank(rank))  # random numbers below are the CPU's
     norms = down.norm(dim=1).clamp_min(1e-12).sqrt()
     down, up = down / norms[:, None], up * norms
     if size > rank:
-        more = torch.randn(size - rank, down.shape[1], dtype=down.dtype, device=down.device)
+        more = torch.randn(size - rank, down.shape[1], dtype=down.dtype)
         more *= down.norm(dim=1).mean() / more.norm(dim=1, keepdim=True)
         down = torch.cat([down, more])
-        up = torch.cat([up, torch.zeros(len(up), size - rank, dtype=up.dtype, device=up.device)], 1)
+        up = torch.cat([up, torch.zeros(len(up), size - rank, dtype=up.dtype)], 1)
     return down.float(), up.float(), bias.float()
 
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spansearch.linear_maps import LinearMap
+from spansearch.ridge import RidgePath
 from spansearch.screen import PathOf, span_map
 from spansearch.spans import Span
 from spansearch.students.base import check_width, register
@@ -15,9 +16,9 @@ from spansearch.students.bottleneck import hidden_units, set_slopes, warm_factor
 @register("conv")
 @dataclass(frozen=True)
 class Conv:
-    """k x k convolution, PReLU with a slope per channel, k x k convolution. Width scales the channels between.
+    """k x k convolution, PReLU with a slope per channel, k x k convolution. Width scales what is between.
 
-    Where the span ends in a vector the second convolution is an average over the map and a linear layer.
+    Where the span ends in a vector, the second one is an average over cells of the map and a linear layer.
     Warm start: reduced-rank k x k ridge through slopes of 1, the second kernel its centre tap.
     """
 
@@ -27,12 +28,13 @@ class Conv:
 
     def refuses(self, span: Span) -> str | None:
         if span.start.layout != "map":
-            return f"conv reads maps (N, C, H, W), {span.start.name} is {span.start.layout or 'of no known layout'}"
+            found = span.start.layout or "of no known layout"
+            return f"conv reads maps (N, C, H, W), {span.start.name} is {found}"
         try:
-            linear = span_map(span, self.kernel)
+            span_map(span, self.kernel)
         except ValueError as error:
             return str(error)
-        if linear.kind == "map" and linear.kernel == (1, 1):
+        if span.start.shape[1:] == (1, 1):
             return "the map is a single pixel: a convolution is an mlp there"
         return None
 
@@ -49,7 +51,8 @@ class Conv:
         first = next(m for m in student if isinstance(m, nn.Conv2d))
         last = student[-1] if linear.kind == "map" else next(m for m in student if isinstance(m, nn.Linear))
         set_slopes(next(m for m in student if isinstance(m, nn.PReLU)), 1.0)
-        down, up, bias = warm_factors(path(span, self.kernel), size)
+        ridge = path(span, self.kernel)
+        down, up, bias = (_by_cells if linear.grid > 1 else warm_factors)(ridge, size)
         assert isinstance(last, nn.Conv2d | nn.Linear) and last.bias is not None and first.bias is not None
         first.bias.zero_()
         last.bias.copy_(bias)
@@ -58,11 +61,8 @@ class Conv:
             last.weight.zero_()
             last.weight[:, :, last.weight.shape[2] // 2, last.weight.shape[3] // 2] = up
             return student
-        # the average over the map commutes with a pixelwise map: of the ridge on grid cells take their mean
-        cells = linear.grid**2
-        pixelwise = down.view(size, -1, cells).sum(-1)
-        first.weight.zero_()
-        first.weight[:, :, self.kernel // 2, self.kernel // 2] = pixelwise
+        first.weight.zero_()  # averages over cells commute with mixing the channels of each pixel
+        first.weight[:, :, self.kernel // 2, self.kernel // 2] = down
         last.weight.copy_(up)
         return student
 
@@ -72,9 +72,9 @@ class Conv:
             layers = [
                 nn.Conv2d(channels_in, size, self.kernel, padding=self.kernel // 2),
                 nn.PReLU(size),
-                nn.AdaptiveAvgPool2d(1),
+                nn.AdaptiveAvgPool2d(linear.grid),
                 nn.Flatten(),
-                nn.Linear(size, channels_out),
+                nn.Linear(size * linear.grid**2, channels_out),
             ]
             if len(linear.out_shape) == 3:
                 layers.append(nn.Unflatten(1, linear.out_shape))
@@ -89,3 +89,23 @@ class Conv:
             up_h, up_w = linear.upsample
             layers.insert(0, nn.Upsample(scale_factor=(float(up_h), float(up_w))))
         return nn.Sequential(*layers)
+
+
+def _by_cells(path: RidgePath, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ridge on the cells of a pooled map in two factors: channels mixed, then read from the cells.
+
+    Returns:
+        mix (size, channels), up (d_out, size * cells) and bias (d_out,), float32: the sum over h of
+        up[q, h, cell] mix[h, c] is the best approximation of the ridge's weight[q, c, cell] in the Frobenius
+        norm. Further channels read random combinations (global generator) that nothing reads yet.
+    """
+    outputs, cells = path.map.d_out, path.map.grid**2
+    by_channel = path.weight.view(outputs, -1, cells).transpose(1, 2).flatten(0, 1)
+    left, values, right = torch.linalg.svd(by_channel, full_matrices=False)
+    rank = min(size, len(values))
+    root = values[:rank].sqrt()
+    mix = torch.randn(size, right.shape[1]).to(right) * right.abs().mean()
+    mix[:rank] = root[:, None] * right[:rank]
+    up = torch.zeros(outputs, cells, size).to(right)
+    up[:, :, :rank] = (left[:, :rank] * root).view(outputs, cells, rank)
+    return mix.float(), up.transpose(1, 2).flatten(1).float(), path.bias.float()

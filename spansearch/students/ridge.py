@@ -13,7 +13,7 @@ from spansearch.students.base import register
 @register("ridge")
 @dataclass(frozen=True)
 class Ridge:
-    """One linear layer or convolution, its strength and what it is shrunk towards chosen on held-out examples."""
+    """One linear layer or convolution; strength and what it is shrunk towards chosen on held-out examples."""
 
     kernel: int = 3
     gradient: bool = False

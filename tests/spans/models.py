@@ -23,7 +23,11 @@ class Residual(nn.Module):
 
     def __init__(self, dim: int = 6, inplace: bool = False) -> None:
         super().__init__()
-        self.fc1, self.act, self.fc2 = nn.Linear(dim, 2 * dim), nn.ReLU(inplace=inplace), nn.Linear(2 * dim, dim)
+        self.fc1, self.act, self.fc2 = (
+            nn.Linear(dim, 2 * dim),
+            nn.ReLU(inplace=inplace),
+            nn.Linear(2 * dim, dim),
+        )
         self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +38,9 @@ class Residual(nn.Module):
 
 
 def mlp() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)
+    ).eval()
 
 
 def residual_mlp(inplace: bool = False) -> nn.Sequential:
@@ -123,7 +129,9 @@ class SharedRelu(nn.Module):
         super().__init__()
         self.act = nn.ReLU()
         self.same = self.act
-        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), self.act, nn.Linear(6, 6)) for _ in range(3)])
+        self.blocks = nn.ModuleList(
+            [nn.Sequential(nn.Linear(6, 6), self.act, nn.Linear(6, 6)) for _ in range(3)]
+        )
         self.head = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,7 +146,9 @@ class Albert(nn.Module):
     def __init__(self, block: nn.Module | None = None) -> None:
         super().__init__()
         self.stem, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
-        self.block = block if block is not None else nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh())
+        self.block = (
+            block if block is not None else nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh())
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.block(self.block(self.block(self.stem(x)))))
@@ -183,7 +193,7 @@ class Tagger(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         y, _state = self.lstm(self.embed(ids))
-        z, (h, _c) = self.lstm2(y)
+        z, (_h, _c) = self.lstm2(y)
         return self.head(z)
 
 
@@ -249,11 +259,11 @@ class Gate(nn.Module):
 
 
 class Bypass(nn.Module):
-    """A value that autograd cannot see goes around ``a -> b``, out of it, or around ``c`` in a residual branch."""
+    """A value that autograd cannot see goes around ``a -> b``, out of it, or out of a residual branch."""
 
     def __init__(self, kind: str | None, where: str) -> None:
         super().__init__()
-        self.kind, self.where = kind, where
+        self.kind, self.where, self.sum, self.threshold = kind, where, 0.0, 0.0
         self.stem, self.a, self.b, self.c, self.head = (nn.Linear(6, 6) for _ in range(5))
 
     def leak(self, x: Tensor) -> Tensor | float:
@@ -264,7 +274,8 @@ class Bypass(nn.Module):
         if self.kind == "item":
             return x.sum().item()
         if self.kind == "if":
-            return 1.0 if x.sum() > 0 else -1.0
+            self.sum = x.sum().item()
+            return 1.0 if self.sum > self.threshold else -1.0
         return 0.5
 
     def forward(self, x: Tensor) -> Tensor:

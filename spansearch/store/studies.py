@@ -1,0 +1,86 @@
+"""The Optuna study in a storage: found, created, or refused because it is another one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from spansearch.errors import StudyError
+from spansearch.store.database import DATABASE, open_storage, shown
+
+OBJECTIVES = ("loss", "flops")
+
+
+class NoStudyError(StudyError):
+    """There is no study of this name yet."""
+
+
+def find_study(url: str | None, directory: Path, name: str) -> optuna.Study:
+    """The study of a run.
+
+    Raises:
+        NoStudyError: there is none of this name. StudyError: the storage cannot be used.
+    """
+    start = f"Start one with: spansearch run STUDY --dir {directory}"
+    if url is None and not (directory / DATABASE).exists():
+        raise NoStudyError(
+            f"No study in {directory}. {start} (or, if it was run with --storage, give that again)."
+        )
+    storage = open_storage(url, directory)
+    names = [study.study_name for study in storage.get_all_studies()]
+    if name not in names:
+        raise NoStudyError(f"{_other(url, directory, names)} {start}")
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping[str, Any]) -> optuna.Study:
+    """The study of a run, created where there is none.
+
+    Args:
+        fingerprint: everything that makes trials comparable, as plain data; kept with the study.
+
+    Raises:
+        StudyError: the directory holds another study, the study was created with another fingerprint (lists
+            the fields that differ), or the storage cannot be used.
+    """
+    storage = open_storage(url, directory)
+    names = [study.study_name for study in storage.get_all_studies()]
+    if name in names:
+        study = optuna.load_study(study_name=name, storage=storage)
+    elif names and url is None:
+        raise StudyError(f"{_other(url, directory, names)} Give this one another --dir.")
+    else:
+        study = optuna.create_study(
+            study_name=name, storage=storage, directions=["minimize"] * len(OBJECTIVES)
+        )
+    stored = study.user_attrs.get("fingerprint")
+    if stored is None:  # new, or died before it was described: nothing has been tried yet
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(OBJECTIVES))
+        study.set_user_attr("fingerprint", dict(fingerprint))
+    elif stored != fingerprint:
+        fields = ", ".join(differences(stored, fingerprint))
+        raise StudyError(
+            f"The study in {directory} was created with other inputs; these differ: {fields}. Its trials "
+            "would not be comparable with new ones. Restore what changed, or give this run another --dir."
+        )
+    return study
+
+
+def differences(stored: Any, current: Any, name: str = "") -> list[str]:
+    """Names of the fields in which two fingerprints differ, dotted: ``search.fit.steps``."""
+    if isinstance(stored, Mapping) and isinstance(current, Mapping):
+        fields = sorted(set(stored) | set(current))
+        prefix = f"{name}." if name else ""
+        return [d for f in fields for d in differences(stored.get(f), current.get(f), prefix + f)]
+    return [] if stored == current else [name]
+
+
+def _other(url: str | None, directory: Path, names: list[str]) -> str:
+    where = shown(url, directory)
+    return f"{where} holds another study: {', '.join(names)}." if names else f"{where} holds no study."

@@ -1,0 +1,223 @@
+"""Bad input gets one clear message and exit 2, and nothing written before is lost."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import tasks
+
+from spansearch.store import database, run_lock
+
+from .conftest import Ended, Run
+
+CHANGE = """
+import dataclasses, torch
+from torch import nn
+TASK = dataclasses.replace(TASK, {change})
+"""
+
+
+def refused(ended: Ended, *words: str) -> None:
+    """Exit 2, one message, no traceback, and it says this."""
+    assert ended.code == 2, ended
+    errors = [line for line in ended.err.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and ended.out == ""
+    for word in words:
+        assert word in errors[0], errors[0]
+
+
+def test_no_such_file(run: Run) -> None:
+    for command in ("check", "spans", "screen", "run", "front"):
+        refused(run(command, "none.py"), "none.py")
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("", ("no TASK", "TASK = spansearch.Task(...)")),
+        ("TASK = 3", ("TASK of type int",)),
+        ("1 / 0", ("line 1", "ZeroDivisionError")),
+        ("x = (", ("line 1", "SyntaxError")),
+        ("import nosuchmodule", ("ModuleNotFoundError", "nosuchmodule")),
+        ("import spansearch as ss\nTASK = ss.Task('a/b')", ("line 2",)),
+    ],
+)
+def test_a_file_that_is_no_study(code: str, words: tuple[str, ...], run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "study.py"
+    path.write_text(code)
+    for command in ("run", "check", "front"):
+        refused(run(command, path), *words)
+    assert not Path("runs").exists()
+
+
+CASES = {
+    "teacher no module": ("teacher=lambda: {'weights': 1}", ("teacher", "torch.nn.Module", "dict")),
+    "empty calibration": ("calibration=lambda: []", ("calibration", "no batch")),
+    "empty validation": ("validation=lambda: []", ("validation", "no batch")),
+    "not iterable": ("calibration=lambda: 3", ("calibration", "iterable")),
+    "a batch that does not fit": (
+        "validation=lambda: [(torch.zeros(4, 5), torch.zeros(4).long())]",
+        ("fails on a batch", "(4, 5)", "mat1 and mat2"),
+    ),
+    "a calibration batch that does not fit": (
+        "calibration=lambda: [(torch.zeros(9, 5), torch.zeros(9).long())]",
+        ("mat1 and mat2", "9x5"),
+    ),
+    "a later calibration batch that does not fit": (
+        "calibration=lambda: [*tasks.split(tasks.blobs(64, 2)), torch.zeros(4, 5)]",
+        ("fails on a batch", "(4, 5)"),
+    ),
+    "a batch without a tensor": ("calibration=lambda: ['text']", ("tensor",)),
+    "nan activations": (
+        "calibration=lambda: [*tasks.split(tasks.blobs(64, 2)), torch.full((64, 8), float('nan'))]",
+        ("NaN", "cut point input", "batch 1"),
+    ),
+    "nan in validation": ("validation=lambda: [torch.full((4, 8), float('nan'))]", ("NaN", "validation")),
+    "score not finite": ("score=lambda model, batches: float('nan')", ("score", "finite", "nan")),
+    "score no number": ("score=lambda model, batches: 'good'", ("score", "number")),
+    "no legal span": ("teacher=lambda: nn.Linear(8, 3)", ("no legal span",)),
+    "one-shot calibration": (
+        "calibration=lambda kept=iter(tasks.split(tasks.blobs(64, 2))): kept",
+        ("calibration",),
+    ),
+    "one-shot validation": (
+        "validation=lambda kept=iter(tasks.split(tasks.blobs(64, 2))): kept",
+        ("validation",),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_task_that_cannot_be_used(case: str, command: str, run: Run, tmp_path: Path) -> None:
+    change, words = CASES[case]
+    refused(
+        run(command, tasks.study_file(tmp_path / "study.py", "mlp", CHANGE.format(change=change))), *words
+    )
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        ("SEARCH = tasks.quick(families=('ridge', 'typo'))", ("Unknown family 'typo'", "lowrank")),
+        ("SEARCH = tasks.quick(widths=(0.1, 1.5))", ("width must lie in (0, 1]", "1.5")),
+        ("SEARCH = 3", ("SEARCH must be spansearch.Search",)),
+        ("SEARCH = tasks.quick(family='ridge')", ("family",)),
+    ],
+)
+def test_settings_that_cannot_be_used(search: str, words: tuple[str, ...], run: Run, tmp_path: Path) -> None:
+    refused(run("run", tasks.study_file(tmp_path / "study.py", "mlp", search)), *words)
+
+
+@pytest.fixture
+def study(tmp_path: Path, run: Run) -> Path:
+    """A study of three trials in ./runs."""
+    path = tasks.study_file(tmp_path / "study.py", "mlp")
+    assert run("run", path, "--trials", "3").code == 0
+    return path
+
+
+RUN = Path("runs/tiny_mlp")
+
+
+def intact(run: Run, study: Path) -> None:
+    ended = run("run", study, "--trials", "4")
+    assert ended.code == 0 and "3 of 4 trials done" in ended.err
+
+
+def test_a_locked_database(study: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    with closing(sqlite3.connect(RUN / "study.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        refused(run("run", study, "--trials", "4"), "is locked by another program", "study.db")
+        assert run("front", study).code == 0  # looking is still possible
+        other.execute("ROLLBACK")
+    intact(run, study)
+
+
+def test_a_damaged_database(study: Path, run: Run) -> None:
+    kept = RUN.rename("kept")
+    RUN.mkdir()
+    (RUN / "study.db").write_bytes(b"this is no database" * 100)
+    for command in ("run", "front"):
+        refused(run(command, study), "study.db cannot be used", "not a database")
+    assert (RUN / "study.db").read_bytes() == b"this is no database" * 100
+    shutil.rmtree(RUN)
+    kept.rename(RUN)
+    intact(run, study)
+
+
+def test_a_directory_of_another_study(study: Path, run: Run, tmp_path: Path) -> None:
+    other = tasks.study_file(tmp_path / "other.py", "cnn")
+    for command in ("run", "front"):
+        refused(run(command, other, "--dir", RUN), "holds another study: tiny_mlp", "--dir")
+    intact(run, study)
+
+
+def test_a_directory_where_nothing_can_be_written(run: Run, tmp_path: Path) -> None:
+    Path("file").write_text("kept")
+    path = tasks.study_file(tmp_path / "study.py", "mlp")
+    refused(run("run", path, "--dir", "file"), "Cannot create the run's directory file")
+    assert Path("file").read_text() == "kept"
+
+
+def test_a_full_disk(study: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import os
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        refused(run("run", study, "--trials", "4"), "Cannot write", "No space left on device", "intact")
+    intact(run, study)
+
+
+def test_another_process_runs_it(study: Path, run: Run) -> None:
+    with run_lock(RUN):
+        refused(run("run", study, "--trials", "4"), "Another process is running the study")
+        assert run("front", study).code == 0
+    intact(run, study)
+
+
+def test_a_changed_teacher(study: Path, run: Run) -> None:
+    changed = tasks.study_file(study.with_name("changed.py"), "mlp", "TASK = tasks.make(seed=1)")
+    refused(run("run", changed, "--trials", "4"), "these differ: teacher")
+    intact(run, study)
+
+
+def test_a_damaged_student(study: Path, run: Run) -> None:
+    kept = {path: path.read_bytes() for path in (RUN / "students").iterdir()}
+    with closing(sqlite3.connect(RUN / "study.db")) as connection:
+        connection.execute("DELETE FROM study_user_attributes WHERE key = 'test'")  # to be scored again
+        connection.commit()
+    for path, data in kept.items():
+        path.write_bytes(data[: len(data) // 2])
+    refused(run("front", study, "--json"), "students/", "SHA-256 differs")
+    for path, data in kept.items():
+        path.write_bytes(data)
+    intact(run, study)
+
+
+def test_a_directory_without_its_study_file(study: Path, run: Run) -> None:
+    away = study.rename(study.with_name("away.py"))
+    refused(run("front", RUN), "which is not there any more", "--dir")
+    refused(run("front", "runs"), "does not say which study file it was run from", "--dir")
+    refused(run("front", RUN, "--dir", RUN), "leave out --dir")
+    assert run("front", away, "--dir", RUN).code == 0
+
+
+def test_a_storage_without_a_driver_or_with_a_bad_url_tells_no_password(run: Run, tmp_path: Path) -> None:
+    path = tasks.study_file(tmp_path / "study.py", "mlp")
+    for url, word in (
+        ("postgresql://ann:hunter2@localhost/db", "pip install psycopg2-binary"),
+        ("hunter2", "no database URL"),
+    ):
+        for command in ("run", "front"):
+            ended = run(command, path, "--storage", url)
+            refused(ended, word)
+            assert "hunter2" not in ended.err + ended.out

@@ -1,0 +1,246 @@
+"""Every command on a tiny study."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import tasks
+
+import spansearch as ss
+
+from .conftest import Run
+
+COMMANDS = ("check", "spans", "screen", "run", "front")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return tasks.study_file(tmp_path / "study.py", "cnn")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_text_ends_in_an_example(command: str, run: Run) -> None:
+    for flag in ("--help", "-h"):
+        ended = run(command, flag)
+        assert ended.code == 0 and ended.err == ""
+        last = ended.out.strip().splitlines()[-1]
+        assert last.strip().startswith(f"Example: spansearch {command} studies/digits_cnn.py")
+
+
+def test_the_group_lists_its_commands_and_an_example(run: Run) -> None:
+    ended = run("--help")
+    assert ended.code == 0 and "Example: spansearch run studies/digits_cnn.py" in ended.out
+    assert all(f"  {name} " in ended.out for name in COMMANDS)
+    assert run("--version").out == f"spansearch, version {ss.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("run",),
+        ("run", "study.py", "--trials", "0"),
+        ("run", "study.py", "--trials", "many"),
+        ("run", "study.py", "--timeout", "soon"),
+        ("run", "study.py", "--timeout", "-3m"),
+        ("run", "study.py", "--seed", "-1"),
+        ("front", "study.py", "--json", "--csv"),
+        ("front", "study.py", "--x", "beauty"),
+        ("front", "study.py", "--unknown"),
+    ],
+)
+def test_bad_usage_is_exit_2_with_one_message(arguments: tuple[str, ...], run: Run, study: Path) -> None:
+    ended = run(*arguments)
+    assert ended.code == 2 and ended.out == ""
+    assert len([line for line in ended.err.splitlines() if line.startswith("Error: ")]) == 1
+    assert not Path("runs").exists()
+
+
+def test_check_says_what_a_run_would_do_and_fits_nothing(run: Run, study: Path) -> None:
+    ended = run("check", study)
+    assert ended.code == 0, ended.err
+    for word in ("teacher", "TinyCNN", "96 examples", "flops an example", "KL", "families", "All is well"):
+        assert word in ended.out
+    assert ended.out.rstrip().endswith(f"Next: spansearch run {study}")
+    assert not Path("runs/tiny_cnn/study.db").exists()
+
+
+def test_spans(run: Run, study: Path) -> None:
+    ended = run("spans", study, "--pairs")
+    assert ended.code == 0
+    for word in ("Top level", "Nested", "blocks.1", "stem -> head", "legal spans (replayed across inputs)"):
+        assert word in ended.out
+    everything = run("spans", study, "--all", "--no-verify")
+    assert len(everything.out.splitlines()) > len(run("spans", study, "--no-verify").out.splitlines())
+
+
+def test_screen(run: Run, study: Path) -> None:
+    ended = run("screen", study)
+    assert ended.code == 0
+    for word in ("ridge error", "stem -> head", "of 3", "by start (down)", "Stops: 1 ", "examples fitted"):
+        assert word in ended.out
+
+
+def test_run_front_resume(run: Run, study: Path) -> None:
+    first = run("run", study, "--trials", "6")
+    assert first.code == 0, first.err
+    assert (
+        "prepared in" in first.err and "trial   0, 1 of 6: " in first.err and "trial   5, 6 of 6" in first.err
+    )
+    assert "All 6 trials are done" in first.err and "Teacher: " in first.out
+    assert "A new study created" not in first.err and "ExperimentalWarning" not in first.err
+
+    again = run("run", study, "--trials", "6")
+    assert again.code == 0 and again.out == first.out
+    assert "all of 6 trials are done" in again.err and "trial   5" not in again.err
+
+    more = run("run", study, "--trials", "9")
+    assert more.code == 0 and "trial   6, 7 of 9" in more.err and "trial   5" not in more.err
+
+    data = json.loads(run("front", study, "--json").out)
+    assert data["study"] == "tiny_cnn" and sum(data["trials"].values()) == 9
+    assert [m["trial"] for m in data["front"]] and data["front"][0]["test"]["score"] <= 1
+    shown = run("front", study)
+    for member in data["front"]:
+        assert any(line.split()[:1] == [str(member["trial"])] for line in shown.out.splitlines())
+    assert run("front", "runs/tiny_cnn", "--json").out == run("front", study, "--json").out
+
+    rows = list(csv.DictReader(io.StringIO(run("front", study, "--csv", "--x", "params").out)))
+    assert rows and [int(row["params"]) for row in rows] == sorted(int(row["params"]) for row in rows)
+    assert {row["trial"] for row in csv.DictReader(io.StringIO(run("front", study, "--csv").out))} == {
+        str(m["trial"]) for m in data["front"]
+    }
+
+
+def test_lines_are_not_broken_however_long(run: Run, tmp_path: Path) -> None:
+    long = "a_rather_long_module_name_" * 6
+    code = f"""
+import torch, dataclasses
+class Long(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.{long} = torch.nn.Linear(8, 32)
+        self.b = torch.nn.Linear(32, 32)
+        self.c = torch.nn.Linear(32, 3)
+    def forward(self, x):
+        return self.c(self.b(self.{long}(x).tanh()).tanh())
+torch.manual_seed(0)
+TASK = dataclasses.replace(TASK, teacher=Long)
+"""
+    study = tasks.study_file(tmp_path / "study.py", "mlp", code)
+    ended = run("run", study, "--trials", "8", "--dir", "here")
+    assert ended.code == 0, ended.err
+    assert [line for line in (ended.err + ended.out).splitlines() if f"{long} -> " in line]
+    listed = run("spans", study, "--pairs")
+    assert all(f"{long} -> " in line for line in listed.out.splitlines() if line.startswith(f"{long} ->"))
+    assert f"{long} -> c" in listed.out and f"{long} -> c" in run("screen", study).out
+
+
+def test_brackets_and_colons_in_names_and_reasons_are_shown_as_they_are(run: Run, tmp_path: Path) -> None:
+    code = """
+import dataclasses
+def broken():
+    raise ValueError("bad [red]thing[/blue] :smile: [/]")
+TASK = dataclasses.replace(TASK, score=lambda model, batches: broken())
+"""
+    ended = run("run", tasks.study_file(tmp_path / "study.py", "mlp", code))
+    assert ended.code == 2 and len(ended.err.splitlines()) == 1
+    assert "study.py, line" in ended.err and "ValueError: bad [red]thing[/blue] :smile: [/]" in ended.err
+
+
+def test_a_timeout_is_said_and_the_front_printed(run: Run, study: Path) -> None:
+    assert run("run", study, "--trials", "2").code == 0
+    ended = run("run", study, "--trials", "50", "--timeout", "0.001s")
+    assert ended.code == 0 and "The timeout is reached after 2 of 50 trials, all saved" in ended.err
+
+
+def test_an_empty_front(run: Run, tmp_path: Path) -> None:
+    code = """
+import dataclasses
+calls = []
+def score(model, batches):
+    calls.append(1)
+    if len(calls) > 1:
+        raise ValueError("only the teacher")
+    return 1.0
+TASK = dataclasses.replace(TASK, score=score)
+"""
+    study = tasks.study_file(tmp_path / "study.py", "mlp", code)
+    ended = run("run", study, "--trials", "2")
+    assert ended.code == 0 and "the front is empty" in ended.out
+    assert "trial 0 failed: " in ended.err and "only the teacher" in ended.err
+    assert json.loads(run("front", study, "--json").out)["front"] == []
+    table = run("front", study, "--csv").out
+    assert table.startswith("trial,flops,") and len(table.splitlines()) == 1
+
+
+def test_ctrl_c_before_the_study_exists_and_in_the_middle(
+    run: Run, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spansearch import proposal, workbench
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for owner, name in ((tasks, "teacher"), (workbench, "record"), (proposal, "fit_student")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stop)
+            ended = run("run", study, "--trials", "3")
+        assert ended.code == 0 and "Stopped after 0 of 3 trials, all saved" in ended.err
+    assert run("run", study, "--trials", "3").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "teacher", stop)
+        assert run("spans", study).code == 0
+
+
+def test_a_study_that_fails_again_and_again_is_exit_1(run: Run, tmp_path: Path) -> None:
+    code = """
+import dataclasses
+calls = []
+def score(model, batches):
+    calls.append(1)
+    if len(calls) > 1:
+        raise ValueError("no licence")
+    return 1.0
+TASK = dataclasses.replace(TASK, score=score)
+SEARCH = tasks.quick(families=("lowrank",), seeds=20)
+"""
+    ended = run("run", tasks.study_file(tmp_path / "study.py", "mlp", code), "--trials", "40")
+    assert ended.code == 1
+    assert "10 fits in a row failed alike" in ended.err and "no licence" in ended.err
+
+
+def test_the_seed_and_a_storage_given_on_the_command_line(run: Run, study: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/other.db"
+    assert run("run", study, "--trials", "2", "--seed", "7", "--storage", url, "--dir", "d").code == 0
+    assert not Path("d/study.db").exists()
+    refused = run("run", study, "--trials", "3", "--storage", url, "--dir", "d")
+    assert refused.code == 2 and "these differ: search.seed" in refused.err
+    shown = run("front", study, "--json", "--storage", url, "--dir", "d")  # --seed is not needed to look
+    assert shown.code == 0 and json.loads(shown.out)["front"]
+    assert "No study in d" in run("front", study, "--dir", "d").err
+    assert run("front", "d", "--json", "--storage", url).out == shown.out
+
+
+def test_an_error_of_ours_is_not_hidden(run: Run, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spansearch import workbench
+
+    def bug(*_: object, **__: object) -> None:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(workbench, "record", bug)
+    with pytest.raises(AssertionError, match="a bug"):
+        run("run", study)
+
+
+def test_a_file_that_ends_too_early_is_an_error_and_not_a_stop(run: Run, tmp_path: Path) -> None:
+    code = """
+import dataclasses
+def truncated():
+    raise EOFError("Ran out of input")
+TASK = dataclasses.replace(TASK, teacher=lambda: truncated())
+"""
+    ended = run("run", tasks.study_file(tmp_path / "study.py", "mlp", code))
+    assert ended.code == 2 and "EOFError: Ran out of input" in ended.err

@@ -1,0 +1,179 @@
+"""Every proposal means something, equal ones mean the same, and every span can be proposed."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import tasks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import spansearch as ss
+from spansearch.recipe import Splice
+from spansearch.search import Space
+from spansearch.students import family
+
+
+@cache
+def space(kind: str) -> Space:
+    return ss.Study(tasks.make(kind), Path("unused"), search=tasks.quick()).space
+
+
+def proposals(kind: str) -> st.SearchStrategy[dict]:
+    last = len(space(kind).points) - 1
+    return st.fixed_dictionaries(
+        {
+            "left": st.integers(0, last),
+            "right": st.integers(0, last),
+            "family": st.sampled_from(space(kind).settings.families),
+            "width": st.floats(*space(kind).settings.widths),
+            "init": st.sampled_from(("warm", "scratch")),
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_every_proposal_is_a_legal_splice_or_says_why(kind: str, data: st.DataObject) -> None:
+    here = space(kind)
+    params = data.draw(proposals(kind))
+    try:
+        splice = here.decode(params)
+    except ValueError as error:
+        assert len(str(error)) > 10
+        assert params["family"] in str(error) or "shape" in str(error) or "map" in str(error)
+        return
+    span = here.span(splice)
+    assert span in here.spans and (span.start.name, span.stop.name) == (splice.start, splice.stop)
+    kind_of = family(splice.family)
+    assert kind_of.refuses(span) is None
+    assert 0 < here.width(splice) <= 1
+    assert (splice.size >= 1) == kind_of.sized
+    assert sum(p.numel() for p in kind_of.build(span, splice.size).parameters()) >= 0
+
+    again = here.decode(here.encode(splice, params["width"]))
+    assert again == splice
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_what_does_not_matter_does_not_make_another_splice(kind: str, data: st.DataObject) -> None:
+    here, params = space(kind), data.draw(proposals(kind))
+    name = data.draw(st.sampled_from(("identity", "ridge", "lowrank")))
+    other = {**params, "family": name, "init": "scratch" if params["init"] == "warm" else "warm"}
+    if name != "lowrank":
+        other["width"] = data.draw(st.floats(*here.settings.widths))
+    try:
+        first = here.decode({**params, "family": name})
+    except ValueError:
+        with pytest.raises(ValueError, match=r"\w"):
+            here.decode(other)
+        return
+    assert (
+        first == here.decode(other) == here.decode({**other, "left": other["right"], "right": other["left"]})
+    )
+    assert first.init == "warm"
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_every_span_can_be_proposed_nested_ones_as_well(kind: str) -> None:
+    here = space(kind)
+    reached = set()
+    for span in here.spans:
+        splice = Splice(span.start.name, span.stop.name, "ridge", 0)
+        if family("ridge").refuses(span) is None:
+            assert here.span(here.decode(here.encode(splice))) is span
+            reached.add(span)
+    assert len(reached) > 3
+    if kind == "cnn":
+        assert any(span.nested for span in reached)
+
+
+def test_a_pair_that_is_no_span_stands_for_the_smallest_around_it() -> None:
+    here = space("cnn")
+    position = {point.name: i for i, point in enumerate(here.points)}
+    inner = position["blocks.0.conv1"] if "blocks.0.conv1" in position else position["blocks.1.conv1"]
+    params = {"left": inner, "right": inner, "family": "ridge", "width": 0.5, "init": "warm"}
+    span = here.span(here.decode(params))
+    ends = position[span.start.name], position[span.stop.name]
+    assert ends[0] <= inner <= ends[1]
+    lengths = [
+        position[s.stop.name] - position[s.start.name]
+        for s in here.spans
+        if position[s.start.name] <= inner <= position[s.stop.name]
+    ]
+    assert ends[1] - ends[0] == min(lengths)
+
+
+def test_width_one_is_the_families_full_size() -> None:
+    here = space("mlp")
+    full = here.decode(
+        {"left": 0, "right": len(here.points) - 1, "family": "mlp", "width": 1.0, "init": "warm"}
+    )
+    half = here.decode(
+        {"left": 0, "right": len(here.points) - 1, "family": "mlp", "width": 0.5, "init": "warm"}
+    )
+    assert here.width(full) == 1.0
+    assert here.width(half) == half.size / full.size == pytest.approx(0.5, abs=0.1)
+
+
+def test_nested_spans_can_be_left_out() -> None:
+    study = ss.Study(tasks.make("cnn"), Path("unused"), search=tasks.quick(nested=False))
+    assert len(study.space.spans) == len([s for s in study.spans.spans if not s.nested])
+    assert not any(span.nested for span in study.space.spans)
+    assert {p.name for p in study.space.points} < {p.name for p in space("cnn").points}
+
+
+def test_a_model_without_a_span_is_refused_with_the_reason() -> None:
+    class Skips(tasks.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = tasks.nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.first(x) + x[:, :3]
+
+    study = ss.Study(tasks.make(teacher=Skips), Path("unused"), search=tasks.quick(nested=False))
+    with pytest.raises(ss.SpanError, match="no legal span"):
+        study.space  # noqa: B018
+
+
+def test_a_span_of_another_space_is_refused() -> None:
+    with pytest.raises(ss.SpanError, match="no span of this search space"):
+        space("mlp").span(Splice("nowhere", "head", "ridge", 0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"families": ()}, "families is empty"),
+        ({"families": ("ridge", "typo")}, "Unknown family 'typo'"),
+        ({"widths": (0.0, 1.0)}, r"width must lie in \(0, 1\]"),
+        ({"widths": (0.5, 1.5)}, r"width must lie in \(0, 1\]"),
+        ({"widths": (0.5, 0.1)}, "smallest, largest"),
+        ({"widths": (0.1, 0.2, 0.3)}, "smallest, largest"),
+        ({"resolution": 0.0}, "resolution"),
+        ({"held_out": 1.0}, "held_out"),
+        ({"audit": -0.1}, "audit"),
+        ({"audit": float("nan")}, "audit"),
+        ({"seed": -1}, "seed"),
+        ({"seeds": 1.5}, "seeds"),
+        ({"memory_budget": 0}, "memory_budget"),
+        ({"dtype": "float8"}, "dtype"),
+    ],
+)
+def test_settings_out_of_range_are_refused_at_once(changes: dict, message: str) -> None:
+    with pytest.raises(ss.SpanSearchError, match=message):
+        ss.Search(**changes)
+
+
+def test_the_fingerprint_is_plain_data_and_names_every_setting_that_matters() -> None:
+    import json
+
+    one = ss.Search()
+    assert json.loads(json.dumps(one.fingerprint())) == one.fingerprint()
+    assert ss.Search(memory_budget=1).fingerprint() == one.fingerprint()
+    for change in ({"seed": 1}, {"audit": 0.5}, {"fit": ss.FitSettings(steps=7)}, {"families": ("ridge",)}):
+        assert ss.Search(**change).fingerprint() != one.fingerprint()

@@ -1,0 +1,249 @@
+"""A storage that cannot be used says why and what to do, and never tells a password."""
+
+import contextlib
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from spansearch.errors import StudyError
+from spansearch.store import (
+    LockedError,
+    NoStudyError,
+    database,
+    database_errors,
+    find_study,
+    open_storage,
+    open_study,
+    remember_source,
+    run_lock,
+    source_of,
+)
+from spansearch.store.studies import differences
+
+PRINT = {"teacher": "abc", "search": {"seed": 0, "fit": {"steps": 5, "rates": [0.1]}}}
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def test_it_is_created_described_and_found_again(tmp_path: Path) -> None:
+    directory = tmp_path / "odd ?{name}%#"
+    study = open_study(None, directory, "one", PRINT)
+    assert study.metric_names == ["loss", "flops"]
+    assert [d.name for d in study.directions] == ["MINIMIZE", "MINIMIZE"]
+    study.add_trial(optuna.trial.create_trial(values=[0.5, 3.0]))
+    assert [p.name for p in directory.iterdir() if not p.name.endswith(("-wal", "-shm"))] == ["study.db"]
+    assert find_study(None, directory, "one").trials[0].values == [0.5, 3.0]
+    assert len(open_study(None, directory, "one", PRINT).trials) == 1
+
+
+def test_a_process_that_died_before_describing_its_study_does_no_harm(tmp_path: Path) -> None:
+    optuna.create_study(study_name="one", storage=open_storage(None, tmp_path), directions=["minimize"] * 2)
+    study = open_study(None, tmp_path, "one", PRINT)
+    assert study.metric_names == ["loss", "flops"] and study.user_attrs["fingerprint"] == PRINT
+
+
+def test_commits_are_written_ahead(tmp_path: Path) -> None:
+    open_study(None, tmp_path, "one", PRINT)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_other_inputs_are_refused_field_by_field(tmp_path: Path) -> None:
+    open_study(None, tmp_path, "one", PRINT)
+    other = {"teacher": "abd", "search": {"seed": 0, "fit": {"steps": 6, "rates": [0.1]}, "new": 1}}
+    with pytest.raises(
+        StudyError, match=r"these differ: search\.fit\.steps, search\.new, teacher\."
+    ) as error:
+        open_study(None, tmp_path, "one", other)
+    assert "--dir" in str(error.value)
+    assert find_study(None, tmp_path, "one").user_attrs["fingerprint"] == PRINT
+
+
+def test_differences() -> None:
+    assert differences({"a": 1, "b": {"c": [1, 2]}}, {"a": 1, "b": {"c": [1, 3]}}) == ["b.c"]
+    assert differences({"a": 1}, {}) == ["a"]
+    assert differences({"a": {"b": 1}}, {"a": 1}) == ["a"]
+    assert differences(PRINT, PRINT) == []
+
+
+def test_a_directory_of_another_study_is_refused_but_a_shared_storage_may_hold_several(
+    tmp_path: Path,
+) -> None:
+    open_study(None, tmp_path, "one", PRINT)
+    with pytest.raises(StudyError, match=r"holds another study: one\. .*--dir"):
+        open_study(None, tmp_path, "two", PRINT)
+    with pytest.raises(NoStudyError, match="holds another study: one"):
+        find_study(None, tmp_path, "two")
+    url = f"sqlite:///{tmp_path}/shared.db"
+    for name in ("one", "two"):
+        open_study(url, tmp_path, name, PRINT)
+    assert find_study(url, tmp_path, "two").study_name == "two"
+
+
+def test_no_study_yet(tmp_path: Path) -> None:
+    with pytest.raises(NoStudyError, match=r"No study in .*spansearch run STUDY --dir"):
+        find_study(None, tmp_path / "none", "one")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"not a database at all, but long enough to look at" * 40, b"SQLite format 3\0" + b"\xff" * 3000],
+)
+def test_a_file_that_is_no_database_is_left_as_it_is(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    path.write_bytes(content)
+    with pytest.raises(StudyError, match=r"study\.db cannot be used: .*(not a database|malformed)"):
+        open_study(None, tmp_path, "one", PRINT)
+    assert path.read_bytes() == content
+
+
+def test_a_path_that_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "study.db").mkdir()
+    with pytest.raises(StudyError, match=r"study\.db cannot be used: .*unable to open"):
+        open_study(None, tmp_path, "one", PRINT)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match=r"Cannot create the run's directory .*file"):
+        open_study(None, tmp_path / "file", "one", PRINT)
+    with pytest.raises(StudyError, match="Cannot create the run's directory"), run_lock(tmp_path / "file"):
+        pass
+    with pytest.raises(StudyError, match="unable to open"):
+        open_storage(f"sqlite:///{tmp_path}/none/study.db", tmp_path)
+
+
+HOLD = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN EXCLUSIVE")
+connection.execute("CREATE TABLE held (x)")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_database_locked_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_study(None, tmp_path, "one", PRINT)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "study.db")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(StudyError, match="is locked by another program"), database_errors(None, tmp_path):
+            open_study(None, tmp_path, "one", PRINT).set_user_attr("a", 1)
+        holder.communicate("")
+    study = open_study(None, tmp_path, "one", PRINT)
+    study.set_user_attr("a", 1)
+    assert find_study(None, tmp_path, "one").user_attrs["a"] == 1
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = open_study(None, tmp_path, "one", PRINT)
+    study.set_user_attr("before", 1)
+
+    class Full(database._Connection):  # SQLite's own word for it, from its page limit
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.execute("PRAGMA max_page_count=1").close()  # never below what is there
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "_Connection", Full)
+        full = find_study(None, tmp_path, "one")
+        with (
+            pytest.raises(StudyError, match=r"The disk under .*study\.db is full\. .*intact"),
+            database_errors(None, tmp_path),
+        ):
+            full.set_user_attr("big", "x" * 500_000)
+    again = find_study(None, tmp_path, "one")
+    assert again.user_attrs["before"] == 1 and "big" not in again.user_attrs
+    again.set_user_attr("big", "x" * 500_000)
+
+
+def test_a_schema_of_another_version_of_optuna(tmp_path: Path) -> None:
+    open_study(None, tmp_path, "one", PRINT)
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v99.0.0'")
+        connection.commit()
+    with pytest.raises(StudyError, match=r"study\.db cannot be read: .*optuna"):
+        find_study(None, tmp_path, "one")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://ann:hunter2@db.example/spans", r"pip install psycopg2-binary"),
+        ("postgresql+asyncpg://ann:hunter2@db.example/spans?password=hunter2", "pip install asyncpg"),
+        ("mysql://ann:hunter2@db.example/spans", "pip install mysqlclient"),
+        ("nosuch://ann:hunter2@db.example/spans", "There is no driver for nosuch://"),
+        ("hunter2", "no database URL"),
+        ("postgresql://ann:hunter2@db.example:hunter2/spans", "no database URL"),
+        ("postgresql://ann:hun/ter2@db.example/spans", "."),
+    ],
+)
+def test_no_message_tells_the_password(url: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=message) as error:
+        open_storage(url, tmp_path)
+    assert "hunter2" not in str(error.value) and "ter2" not in str(error.value)
+
+
+def test_a_failing_server_tells_no_password(tmp_path: Path) -> None:
+    import sqlalchemy.exc
+
+    url = "postgresql://ann:hun%2Fter2@db.example/spans?sslpassword=moresecret"
+    with pytest.raises(StudyError) as error, database_errors(url, tmp_path):
+        raise sqlalchemy.exc.OperationalError(
+            "SELECT 1", {}, Exception("no entry for ann hun/ter2 moresecret")
+        )
+    text = str(error.value)
+    assert "db.example" in text and "ann" in text
+    assert "ter2" not in text and "moresecret" not in text
+
+
+def test_errors_that_are_not_the_databases_pass(tmp_path: Path) -> None:
+    for error in (RuntimeError("is at version 1"), ImportError("numpy"), KeyError("x")):
+        with pytest.raises(type(error)) as got, database_errors(None, tmp_path):
+            raise error
+        assert got.value is error
+
+
+LOCK = """
+import sys
+from pathlib import Path
+from spansearch.store.database import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_run_lock_is_held_by_one_process_and_freed_when_it_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOCK, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(LockedError, match="Another process is running the study in"), run_lock(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+    with run_lock(tmp_path):
+        pass
+
+
+def test_the_study_file_of_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("mine.py")
+    file.write_text("")
+    remember_source(tmp_path, file)
+    assert source_of(tmp_path) == tmp_path / "mine.py"
+    file.unlink()
+    with pytest.raises(StudyError, match=r"was run from .*mine\.py, which is not there any more"):
+        source_of(tmp_path)
+    for content in (b"", b"[]", b'{"other": 1}', b'{"file": 3}', b"\xff"):
+        (tmp_path / "study.json").write_bytes(content)
+        with pytest.raises(StudyError, match="does not say which study file"):
+            source_of(tmp_path)

@@ -1,0 +1,130 @@
+"""Spans of every layout, cut out of small networks, with what was recorded of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+from torch import Tensor, nn
+
+from spansearch.fit import FitData, FitSettings
+from spansearch.record import Recording, record
+from spansearch.screen import Screening
+from spansearch.spans import Span, find_spans
+from spansearch.task import Task
+
+QUICK = FitSettings(steps=20, batch_size=32, rates=(3e-3, 1e-2), rate_steps=5, check_every=10, patience=2)
+
+
+class MeanToken(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def _conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2), nn.Tanh())
+
+
+def _dense(c_in: int, c_hidden: int, c_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(c_in, c_hidden), nn.Tanh(), nn.Linear(c_hidden, c_out))
+
+
+def _pooled(c_in: int, c_out: int) -> nn.Sequential:
+    pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(_conv(c_in, 2 * c_in), *pool, nn.Linear(2 * c_in, c_out), nn.Tanh())
+
+
+# name -> (what is to be replaced, shape of what goes in); a layer in front and one behind make it a span
+BODIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "vector": (lambda: _dense(6, 40, 6), (6,)),
+    "vector wider": (lambda: _dense(4, 40, 9), (4,)),
+    "vector of one": (lambda: _dense(3, 20, 1), (3,)),
+    "tokens": (lambda: _dense(5, 40, 5), (7, 5)),
+    "tokens narrower": (lambda: _dense(6, 40, 4), (3, 6)),
+    "one token": (lambda: _dense(5, 40, 5), (1, 5)),
+    "tokens to vector": (lambda: nn.Sequential(_dense(5, 40, 6), MeanToken()), (7, 5)),
+    "map": (lambda: nn.Sequential(_conv(4, 12), _conv(12, 4)), (4, 6, 6)),
+    "map odd": (lambda: nn.Sequential(_conv(3, 12), _conv(12, 5)), (3, 5, 7)),
+    "map strided": (lambda: nn.Sequential(_conv(3, 9, stride=2), _conv(9, 6)), (3, 8, 8)),
+    "map strided odd": (lambda: nn.Sequential(_conv(3, 9, stride=2), _conv(9, 6)), (3, 7, 5)),
+    "map strided to half, channels kept": (
+        lambda: nn.Sequential(_conv(4, 9), _conv(9, 4, stride=2)),
+        (4, 8, 8),
+    ),
+    "map by four": (lambda: nn.Sequential(_conv(3, 9, stride=2), _conv(9, 6, stride=2)), (3, 8, 8)),
+    "map upsampled": (
+        lambda: nn.Sequential(nn.Upsample(scale_factor=2), _conv(3, 9), _conv(9, 4)),
+        (3, 4, 3),
+    ),
+    "line": (lambda: nn.Sequential(_conv(3, 12), _conv(12, 4)), (3, 1, 6)),
+    "pixel": (lambda: nn.Sequential(_conv(5, 20, 1), _conv(20, 5, 1)), (5, 1, 1)),
+    "map to vector": (lambda: _pooled(4, 6), (4, 6, 6)),
+    "map to vector odd": (lambda: _pooled(4, 6), (4, 5, 7)),
+    "map to vector, channels kept": (lambda: _pooled(4, 4), (4, 6, 6)),
+    "pixel to vector": (lambda: _pooled(4, 6), (4, 1, 1)),
+    "map to pixel": (lambda: nn.Sequential(_conv(4, 8), nn.AdaptiveAvgPool2d(1), _conv(8, 6, 1)), (4, 6, 6)),
+}
+
+
+class Affine(nn.Module):
+    """A layer of its own for each channel: a cut point in front, whatever the layout."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(shape) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class Net(nn.Module):
+    def __init__(self, body: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stem, self.body = Affine(shape), body
+        with torch.no_grad():
+            self.head = Affine(tuple(body(torch.zeros(2, *shape)).shape[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A span of a teacher with what was recorded of it."""
+
+    teacher: nn.Module
+    span: Span
+    recording: Recording
+    x: Tensor
+
+    @cached_property
+    def screening(self) -> Screening:
+        return Screening(self.recording, [self.span])
+
+    @cached_property
+    def data(self) -> FitData:
+        ends = self.span.start.name, self.span.stop.name
+        pairs = [self.recording.pair(*ends, part) for part in ("fit", "held_out")]
+        return FitData(*pairs[0], *pairs[1])
+
+
+@cache
+def case(name: str) -> Case:
+    """The span of a body between its stem and its head."""
+    body, shape = BODIES[name]
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        teacher = Net(body(), shape).eval()
+        x = torch.randn(160, *shape)
+    task = Task(
+        "toy",
+        teacher=lambda: teacher,
+        calibration=lambda: x.split(64),
+        validation=lambda: [x],
+        test=lambda: [x],
+        score=lambda model, batches: 0.0,
+    )
+    span = find_spans(teacher, x[:3])["stem", "body"]
+    return Case(teacher, span, record(task, teacher, [span.start, span.stop]), x)

@@ -1,0 +1,199 @@
+"""What every registered family has to keep to, on every layout of a span. A new family is tested as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from layouts import BODIES, QUICK, Case, case
+from torch import Tensor, nn
+
+from spansearch.cost import cost
+from spansearch.errors import FamilyError
+from spansearch.fit import find_rate, held_out_error
+from spansearch.spans import splice
+from spansearch.students import Fitted, families, family, fit_student, refusal, student_cost
+
+WIDTHS = (1 / 32, 0.1, 0.25, 0.5, 0.9, 1.0)
+PAIRS = [(family, layout) for family in sorted(families) for layout in BODIES]
+REFUSED = {
+    ("conv", layout)
+    for layout in BODIES
+    if layout.startswith(("vector", "tokens", "pixel")) or layout == "one token"
+} | {
+    ("identity", layout)
+    for layout in BODIES
+    if layout
+    not in (
+        "vector",
+        "tokens",
+        "one token",
+        "map",  # nothing at all; below: pooled
+        "pixel",
+        "map strided to half, channels kept",
+        "map to vector, channels kept",
+    )
+}
+FITTING = [pair for pair in PAIRS if pair not in REFUSED]
+
+
+def _size(name: str, at: Case, width: float = 0.5) -> int:
+    return family(name).size(at.span, width)
+
+
+def _fit_anew(name: str, layout: str, init: str = "warm") -> Fitted:
+    at = case(layout)
+
+    def rate(start: Callable[[], nn.Module]) -> float:
+        return find_rate(start, at.data, QUICK, seed=3)
+
+    size = _size(name, at)
+    return fit_student(name, at.span, size, init, at.data, at.screening.path, QUICK, rate, seed=3)
+
+
+_fit = cache(_fit_anew)  # nobody changes what it returns
+
+
+def _built(name: str, at: Case, size: int | None = None) -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        return family(name).build(at.span, _size(name, at) if size is None else size).eval()
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    mine, other = a.state_dict(), b.state_dict()
+    return list(mine) == list(other) and all(torch.equal(mine[k], other[k]) for k in mine)
+
+
+def _run(student: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return student(x)
+
+
+@pytest.mark.parametrize(("name", "layout"), PAIRS)
+def test_refusals_are_reasons_and_those_expected(name, layout):
+    reason = family(name).refuses(case(layout).span)
+    assert reason is None or (isinstance(reason, str) and len(reason) > 10)
+    if name in ("identity", "ridge", "lowrank", "mlp", "conv"):
+        assert (reason is not None) == ((name, layout) in REFUSED), reason
+
+
+@pytest.mark.parametrize(("name", "layout"), FITTING)
+def test_a_student_fits_its_span(name, layout):
+    """Shape, dtype, input untouched, the same twice, any batch size, deepcopy, and the spliced model runs."""
+    at = case(layout)
+    student = _fit(name, layout).student
+    x = at.data.x_held[:5].clone()
+    y = _run(student, x)
+    assert not student.training
+    assert y.shape == (5, *at.span.stop.shape) and y.dtype == at.span.stop.dtype
+    assert torch.equal(x, at.data.x_held[:5]) and torch.equal(y, _run(student, x))
+    assert torch.isfinite(y).all()
+    assert torch.equal(_run(copy.deepcopy(student), x), y)
+    torch.testing.assert_close(_run(student, x[1:2]), y[1:2], rtol=1e-5, atol=1e-5)
+    small = splice(at.teacher, {at.span: student})
+    assert _run(small, at.x[:4]).shape == _run(at.teacher, at.x[:4]).shape
+
+
+STARTS = [(*pair, "warm") for pair in FITTING]
+STARTS += [(*pair, "scratch") for pair in FITTING if family(pair[0]).gradient]
+
+
+@pytest.mark.parametrize(("name", "layout", "init"), STARTS)
+def test_a_fit_follows_from_its_seed_alone(name, layout, init):
+    at = case(layout)
+    _fit(name, layout, init)
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    first = _fit_anew(name, layout, init)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(1)
+    second = _fit(name, layout, init)
+    assert _equal(first.student, second.student) and first.held_out_error == second.held_out_error
+    assert first.held_out_error == held_out_error(first.student, at.data)
+    assert (first.report is not None) == family(name).gradient
+
+
+@pytest.mark.parametrize(("name", "layout"), FITTING)
+def test_the_state_of_a_student_goes_into_a_new_one(name, layout):
+    at = case(layout)
+    student = _fit(name, layout).student
+    rebuilt = family(name).build(at.span, _size(name, at))
+    rebuilt.load_state_dict(student.state_dict(), strict=True)
+    assert torch.equal(_run(rebuilt.eval(), at.data.x_held), _run(student, at.data.x_held))
+
+
+@pytest.mark.parametrize(("name", "layout"), FITTING)
+def test_the_cost_announced_is_the_cost_counted(name, layout):
+    at = case(layout)
+    for width in WIDTHS:
+        size = _size(name, at, width)
+        announced = student_cost(name, at.span, size)
+        assert announced == cost(_built(name, at, size), at.data.x[:3]) and not announced.uncounted
+    size = _size(name, at)
+    assert student_cost(name, at.span, size) == cost(_fit(name, layout).student, at.data.x[:2])
+
+
+@pytest.mark.parametrize(("name", "layout"), FITTING)
+def test_students_move_to_another_kind_of_device(name, layout):
+    at = case(layout)
+    student = copy.deepcopy(_built(name, at)).to("meta")
+    y = student(at.data.x[:2].to("meta"))
+    assert y.is_meta and y.shape == (2, *at.span.stop.shape)
+    back = student.to_empty(device="cpu")
+    back.load_state_dict(_built(name, at).state_dict())
+    assert torch.equal(_run(back, at.data.x[:2]), _run(_built(name, at), at.data.x[:2]))
+
+
+@pytest.mark.parametrize(("name", "layout"), FITTING)
+def test_width_is_a_size(name, layout):
+    at = case(layout)
+    sizes = [_size(name, at, width) for width in WIDTHS]
+    if family(name).sized:
+        costs = [student_cost(name, at.span, size).params for size in sizes]
+        assert sizes == sorted(sizes) and sizes[0] >= 1 and costs == sorted(costs)
+        assert sizes[-1] > sizes[0] or at.span.stop.shape == (1,)
+        for width in (0.0, -0.5, 1.01, float("nan"), float("inf"), None, "wide"):
+            with pytest.raises(FamilyError, match=r"width must lie in \(0, 1\]"):
+                family(name).size(at.span, width)
+    else:
+        assert sizes == [0] * len(sizes)
+
+
+def _strided(layout: str) -> bool:
+    return "strided" in layout or "by four" in layout
+
+
+@pytest.mark.parametrize(("name", "layout"), FITTING)
+def test_a_student_is_better_than_the_mean(name, layout):
+    fitted = _fit(name, layout)
+    if name != "identity":  # leaving a span out may be worse than anything
+        reads_few_pixels = name == "mlp" and _strided(layout)
+        assert fitted.held_out_error < (1.0 if reads_few_pixels else 0.9)
+    if fitted.report is not None:
+        assert fitted.held_out_error == min(fitted.report.curve) <= fitted.report.curve[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [p for p in FITTING if p[0] not in ("identity", "lowrank", "ridge")]
+)
+def test_scratch_starts_learn(name, layout):
+    report = _fit(name, layout, "scratch").report
+    assert report is not None and report.held_out_error < report.curve[0]
+
+
+@pytest.mark.parametrize(("name", "layout"), PAIRS)
+def test_refusal_is_about_family_or_cost(name, layout):
+    at = case(layout)
+    if family(name).refuses(at.span):
+        assert refusal(name, at.span, 4) == family(name).refuses(at.span)
+        return
+    for width in WIDTHS:
+        size = _size(name, at, width)
+        flops = student_cost(name, at.span, size).flops
+        reason = refusal(name, at.span, size)
+        assert (reason is not None) == (flops >= at.span.flops)
+        assert reason is None or f"costs {flops} flops" in reason

@@ -1,0 +1,194 @@
+"""One proposal at a time: refused, pruned, fitted, stored, measured."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tasks
+import torch
+
+import spansearch as ss
+from spansearch import proposal
+from spansearch.evaluate import Measures
+from spansearch.proposal import TIE, Outcome, Proposals, Rates, loss, rebuild
+from spansearch.recipe import Splice
+from spansearch.search import RidgeRule, audited
+from spansearch.store import StudentFiles
+
+
+def measures(drop: float, divergence: float) -> Measures:
+    return Measures(1 - drop, drop, divergence, 10, 10, 0.1, 0.1)
+
+
+def made(directory: Path, kind: str = "mlp", **search: Any) -> Proposals:
+    study = ss.Study(tasks.make(kind), directory, search=tasks.quick(**search))
+    files = StudentFiles(directory / "students")
+    return Proposals(study.bench, study.space, study.search, files, RidgeRule(), Rates({}), [], {})
+
+
+def splice(proposals: Proposals, family: str, size: int = 0, init: Any = "warm", span: int = -1) -> Splice:
+    """A splice in the costliest span, or in another."""
+    spans = sorted((s for s in proposals.space.spans if not s.nested), key=lambda s: s.flops)
+    return Splice(spans[span].start.name, spans[span].stop.name, family, size, init)
+
+
+def test_the_divergence_decides_among_equal_scores_only() -> None:
+    assert loss(measures(0.1, 5.0)) > loss(measures(0.1, 0.5)) > loss(measures(0.1, 0.0)) == 0.1
+    assert loss(measures(0.1, 1e12)) < loss(measures(0.1 + 1.01 * TIE, 0.0))
+    assert loss(measures(-0.2, 0.5)) > loss(measures(0.0, 0.4)) >= 0
+    assert Outcome("complete", measures(0.1, 0.0)).values == (0.1, 10.0)
+    assert Outcome("pruned").values is None
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.parametrize(
+    ("name", "size", "init"), [("ridge", 0, "warm"), ("lowrank", 2, "warm"), ("mlp", 1, "scratch")]
+)
+def test_a_proposal_is_measured_stored_and_rebuilt(
+    kind: str, name: str, size: int, init: Any, tmp_path: Path
+) -> None:
+    proposals = made(tmp_path, kind)
+    one = splice(proposals, name, size, init)
+    outcome = proposals.carry_out(one)
+    assert outcome.state == "complete", outcome.details
+    model = rebuild(proposals.bench, proposals.files, (one,), [outcome.details["student"]])
+    assert proposals.bench.validation.measure(model) == outcome.measures
+    assert outcome.details["student_params"] > 0
+    announced = proposals._flops(one, proposals.space.span(one))  # what the rule goes by
+    assert outcome.measures is not None and outcome.measures.flops == announced
+    again = made(tmp_path / "again", kind).carry_out(one)
+    assert again.measures == outcome.measures
+    assert again.details["student"] == outcome.details["student"]
+
+
+def test_what_costs_as_much_as_its_span_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    proposals = made(tmp_path)
+    one = splice(proposals, "lowrank", 8, span=0)
+    outcome = proposals.carry_out(one)
+    assert outcome.state == "pruned" and "no less than the span's" in outcome.details["reason"]
+    assert outcome.details["seconds"]["fitting"] == 0.0 and not (tmp_path / "students").exists()
+
+
+def test_a_span_that_fails_its_replay_is_refused_with_the_reason(tmp_path: Path, monkeypatch: Any) -> None:
+    proposals = made(tmp_path)
+    monkeypatch.setattr(proposals.bench, "refusal", lambda span: "bypassed")
+    outcome = proposals.carry_out(splice(proposals, "ridge"))
+    assert (outcome.state, outcome.details["reason"]) == ("pruned", "bypassed")
+
+
+def test_the_rule_needs_a_cheaper_better_model_and_an_audit_runs_it_anyway(tmp_path: Path) -> None:
+    proposals = made(tmp_path, audit=0.05)
+    sizes = range(1, 60)
+    spans = range(-1, -9, -1)
+    family = "mlp"
+    candidates = [splice(proposals, family, size, "scratch", span) for span in spans for size in sizes]
+    spared = next(s for s in candidates if audited(s, 0, 0.05) and not proposals_refuse(proposals, s))
+    condemned = next(s for s in candidates if not audited(s, 0, 0.05) and not proposals_refuse(proposals, s))
+    first = proposals.carry_out(condemned)
+    assert first.state == "complete" and "rule" not in first.details  # nothing better is known
+    assert first.details["linear_divergence"] == proposals.linear[condemned.span_name] > 0
+    proposals.known.append((0, 0.0))
+    outcome = proposals.carry_out(condemned)
+    assert outcome.state == "pruned" and outcome.details["reason"].startswith("ridge rule")
+    assert outcome.details["rule"]["bound"] == pytest.approx(
+        proposals.rule.rho * outcome.details["linear_divergence"]
+    )
+    audit = proposals.carry_out(spared)
+    assert audit.state == "complete" and audit.details["audited"] and audit.details["rule"]["best"] == 0.0
+    closed = proposals.carry_out(splice(proposals, "ridge", span=-2))
+    assert (
+        closed.state == "complete" and "rule" not in closed.details
+    )  # the linear student itself is never pruned
+
+
+def proposals_refuse(proposals: Proposals, one: Splice) -> bool:
+    return proposal.refusal(one.family, proposals.space.span(one), one.size) is not None
+
+
+def test_the_rule_learns_from_what_was_fitted_and_the_linear_baseline_is_measured_once(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    proposals = made(tmp_path)
+    ridge = proposals.carry_out(splice(proposals, "ridge"))
+    assert ridge.measures is not None and proposals.rule.ratios == []
+    measured = []
+    original = proposals.bench.validation.measure
+    monkeypatch.setattr(proposals.bench.validation, "measure", lambda m: measured.append(1) or original(m))
+    student = proposals.carry_out(splice(proposals, "mlp", 2))
+    assert student.measures is not None and len(measured) == 1  # the ridge trial was the baseline
+    assert student.details["linear_divergence"] == ridge.measures.divergence
+    assert proposals.rule.ratios == [student.measures.divergence / ridge.measures.divergence]
+    assert proposals.known == [
+        (o.measures.flops, o.measures.divergence) for o in (ridge, student) if o.measures
+    ]
+
+
+def test_the_linear_baseline_is_what_the_ridge_trial_would_give(tmp_path: Path) -> None:
+    one, other = made(tmp_path / "a", "cnn"), made(tmp_path / "b", "cnn")
+    ridge = one.carry_out(splice(one, "ridge"))
+    student = other.carry_out(splice(other, "conv", 1))
+    assert ridge.measures is not None
+    assert student.details["linear_divergence"] == ridge.measures.divergence
+
+
+def test_rates_are_found_once_for_a_family_start_and_layout() -> None:
+    searched = []
+
+    def search() -> float:
+        searched.append(1)
+        return 0.1 * len(searched)
+
+    class Span:
+        stop = type("Point", (), {"layout": "map"})
+
+    rates = Rates({"mlp warm map": 0.5})
+    span: Any = Span()
+    assert rates.get("mlp", span, "warm", search) == 0.5 and not searched
+    assert rates.get("mlp", span, "scratch", search) == rates.get("mlp", span, "scratch", search) == 0.1
+    assert rates.known == {"mlp warm map": 0.5, "mlp scratch map": 0.1} and len(searched) == 1
+
+
+def test_seeds_differ_between_splices_and_studies_and_global_random_state_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    first, second = made(tmp_path / "a"), made(tmp_path / "b", seed=1)
+    one, two = splice(first, "mlp", 2), splice(first, "mlp", 3)
+    assert first.seed_of(one) == first.seed_of(one) != first.seed_of(two)
+    assert first.seed_of(one) != second.seed_of(one)
+    state = torch.get_rng_state()
+    first.carry_out(one)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_whatever_goes_wrong_is_a_failure_with_its_time_but_a_full_disk_is_raised(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    proposals = made(tmp_path)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("oh")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(proposal, "fit_student", broken)
+        outcome = proposals.carry_out(splice(proposals, "ridge"))
+    assert outcome.state == "failed" and outcome.details["reason"] == "ZeroDivisionError: oh"
+    assert outcome.details["seconds"]["fitting"] > 0
+    (tmp_path / "students").write_text("in the way")
+    with pytest.raises(ss.StudyError, match="Cannot write"):
+        proposals.carry_out(splice(proposals, "ridge"))
+
+
+def test_a_student_whose_output_is_not_finite_fails(tmp_path: Path, monkeypatch: Any) -> None:
+    proposals = made(tmp_path)
+    original = proposal.fit_student
+
+    def spoiled(*args: Any, **kwargs: Any) -> Any:
+        fitted = original(*args, **kwargs)
+        for parameter in fitted.student.parameters():
+            parameter.data.fill_(float("nan"))
+        return fitted
+
+    monkeypatch.setattr(proposal, "fit_student", spoiled)
+    outcome = proposals.carry_out(splice(proposals, "ridge"))
+    assert outcome.state == "failed" and "NaN" in outcome.details["reason"]
+    assert proposals.known == []

@@ -1,0 +1,225 @@
+"""The front: what is on it, what it says as data, and that its members load anywhere."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tasks
+
+import spansearch as ss
+from spansearch.evaluate import Evaluator, Measures
+from spansearch.front import non_dominated
+from spansearch.proposal import Outcome, loss
+from spansearch.recipe import Splice
+from spansearch.results import COLUMNS, MEASURES, score_on_test, select, summarise
+
+KEYS = {"study", "objectives", "teacher", "trials", "seconds", "hypervolume", "pruning", "front"}
+MEMBER = {
+    *("trial", "flops", "flops_ratio", "params", "params_ratio", "score", "score_drop", "divergence"),
+    *("test", "splices"),
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> ss.Study:
+    directory = tmp_path_factory.mktemp("front")
+    made = ss.Study(tasks.make("cnn"), directory, search=tasks.quick())
+    made.run(16)
+    return made
+
+
+def measures(drop: float, flops: int, divergence: float = 0.1, params: int = 10) -> Measures:
+    return Measures(1 - drop, drop, divergence, flops, params, flops / 100, params / 100)
+
+
+def trial(number: int, found: Measures | None, **details: Any) -> tuple[int, Splice, Outcome]:
+    state = "complete" if found else details.pop("state", "pruned")
+    return number, Splice("a", "b", "lowrank", number + 1), Outcome(state, found, details)
+
+
+def test_the_data_has_the_keys_that_are_promised(study: ss.Study) -> None:
+    data = json.loads(json.dumps(study.front(split="test").to_json(), allow_nan=False))
+    assert data.keys() == KEYS
+    assert data["objectives"] == ["loss", "flops"] and data["study"] == "tiny_cnn"
+    assert data["teacher"].keys() == {"flops", "params", "score", "test_score"}
+    assert data["trials"].keys() == {"complete", "pruned", "failed", "running"}
+    assert sum(data["trials"].values()) == 16
+    assert data["seconds"].keys() == {"total", "fitting", "evaluating", "search", "preparing"}
+    assert data["pruning"].keys() == {"pruned", "audited", "audited_on_front", "seconds_saved"}
+    assert data["front"]
+    for member in data["front"]:
+        assert member.keys() == MEMBER
+        assert member["test"].keys() == {"score", "score_drop", "ci95", "divergence"}
+        low, high = member["test"]["ci95"]
+        assert low <= member["test"]["score_drop"] <= high
+        for splice in member["splices"]:
+            assert splice.keys() == {"start", "stop", "family", "width", "params", "size", "init"}
+            assert 0 < splice["width"] <= 1 and splice["params"] >= 0
+        assert member["flops_ratio"] == member["flops"] / data["teacher"]["flops"]
+        assert member["score_drop"] == data["teacher"]["score"] - member["score"]
+
+
+RELOAD = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+import tasks
+import spansearch as ss
+study = ss.Study(tasks.make("cnn"), sys.argv[2], search=tasks.quick())
+batches = tasks.split(tasks.stripes(96, 3))
+print(json.dumps({m.trial: tasks.accuracy(m.load(), batches) for m in study.front()}))
+"""
+
+
+def test_in_another_process_every_member_scores_what_was_stored(study: ss.Study) -> None:
+    command = [sys.executable, "-c", RELOAD, str(Path(__file__).parent), str(study.directory)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    stored = {str(m.trial): m.measures.score for m in study.front()}
+    assert len(stored) >= 3
+    assert json.loads(ended.stdout) == stored
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [("flops", "score_drop"), ("params", "divergence"), ("divergence", "flops")]
+)
+def test_members_are_those_no_other_beats_in_the_two_measures_asked_for(
+    x: str, y: str, study: ss.Study
+) -> None:
+    front = study.front(x, y)
+    assert (front.x, front.y) == (x, y)
+    points = [(getattr(m.measures, x), max(0.0, getattr(m.measures, y))) for m in front]
+    assert points == sorted(points) and [p[1] for p in points] == sorted((p[1] for p in points), reverse=True)
+    everyone = [t.user_attrs["measures"] for t in study.finished() if "measures" in t.user_attrs]
+    for other in everyone:
+        assert any(a <= other[x] and b <= max(0.0, other[y]) for a, b in points)
+
+
+def test_selection_by_hand() -> None:
+    trials = [
+        trial(0, measures(0.0, 90, 0.01)),
+        trial(1, measures(0.1, 50)),
+        trial(2, measures(0.1, 60)),  # beaten by 1
+        trial(3, None, reason="no"),
+        trial(4, measures(0.5, 20)),
+        trial(5, measures(0.1, 50), duplicate_of=1),
+        trial(6, measures(-0.1, 95, 0.5)),  # a lucky score is no gain over 0
+    ]
+    assert [t[0] for t in select(trials, "flops", "score_drop")] == [4, 1, 0]
+    assert [t[0] for t in select(trials, "score_drop", "flops")] == [0, 1, 4]
+    assert [t[0] for t in select(trials, "flops", "divergence")] == [4, 0]
+    assert select([], "flops", "score_drop") == []
+    for name in ("latency", "", "score"):
+        with pytest.raises(ss.StudyError, match=r"No recorded measure.*Choose from: flops"):
+            select(trials, "flops", name)
+    for x in MEASURES:
+        assert select(trials, x, x)
+
+
+def test_the_summary_by_hand() -> None:
+    rule = {"linear": 1.0, "rho": 0.2, "bound": 0.2, "flops": 10, "best": 0.1}
+    fitted = {"fit": {}, "seconds": {"fitting": 2.0}}
+    trials = [
+        trial(0, measures(0.5, 50, 0.5), **fitted),
+        trial(1, measures(0.25, 75, 0.25), audited=True, rule=rule, fit={}, seconds={"fitting": 4.0}),
+        trial(2, measures(0.6, 80), audited=True, rule=rule),
+        trial(3, None, rule=rule, reason="ridge rule"),
+        trial(4, None, rule=rule, reason="ridge rule"),
+        trial(5, None, reason="refused"),
+        trial(6, None, state="failed", reason="x"),
+    ]
+    chosen = select(trials, "flops", "score_drop")
+    attributes = {
+        "teacher": {"flops": 100, "score": 0.9},
+        "seconds": {"total": 20.0, "fitting": 6.0, "evaluating": 5.0, "preparing": 4.0},
+    }
+    found = summarise("name", trials, 1, chosen, attributes)
+    assert found["trials"] == {"complete": 3, "pruned": 3, "failed": 1, "running": 1}
+    assert found["pruning"] == {"pruned": 2, "audited": 2, "audited_on_front": 1, "seconds_saved": 6.0}
+    assert found["seconds"]["search"] == 5.0
+    # (0.5, 0.5) and (0.75, 0.25) within (1, 1)
+    assert found["hypervolume"]["flops_ratio, score_drop"] == pytest.approx(0.25 + 0.25 * 0.25)
+    assert summarise("name", [], 0, [], {})["seconds"]["total"] == 0.0
+
+
+def test_the_table_has_a_row_a_member_and_the_same_columns_when_empty(
+    study: ss.Study, tmp_path: Path
+) -> None:
+    front = study.front(split="test")
+    frame = front.to_dataframe()
+    assert tuple(frame.columns) == COLUMNS and len(frame) == len(front)
+    rows = list(csv.DictReader(io.StringIO(frame.to_csv(index=False))))
+    for row, member in zip(rows, front, strict=True):
+        assert float(row["score"]) == member.measures.score and int(row["trial"]) == member.trial
+        assert member.test is not None
+        assert float(row["test_ci95_low"]) == member.test["ci95"][0]
+        assert row["splices"] == str(member.splices[0])
+    assert front[0].test == front.to_json()["front"][0]["test"]  # making the table took nothing away
+    untested = study.front("params", "divergence").to_dataframe()
+    assert len(untested) >= 1 and tuple(untested.columns) == COLUMNS
+
+    empty = ss.Study(tasks.make(score=lambda m, b: 0.0), tmp_path, search=tasks.quick(families=("identity",)))
+    empty.run(1)
+    assert tuple(type(front)("flops", "flops", (), {}).to_dataframe().columns) == COLUMNS
+
+
+def test_a_study_without_a_complete_trial_has_an_empty_front(tmp_path: Path) -> None:
+    calls = iter(range(100))
+
+    def only_the_teacher(model: Any, batches: Any) -> float:
+        if next(calls):
+            raise ValueError("no")
+        return 1.0
+
+    made = ss.Study(tasks.make(score=only_the_teacher), tmp_path, search=tasks.quick(families=("lowrank",)))
+    made.run(3)
+    front = made.front(split="test")
+    assert len(front) == 0 and list(front) == [] and len(front.to_dataframe()) == 0
+    data = json.loads(json.dumps(front.to_json(), allow_nan=False))
+    assert data["front"] == [] and data["trials"]["failed"] == 3
+    assert data["teacher"]["test_score"] is None
+    assert (
+        data["hypervolume"]["flops_ratio, score_drop"]
+        == data["hypervolume"]["flops_ratio, divergence"]
+        == 0.0
+    )
+
+
+def test_front_members_are_a_sequence(study: ss.Study) -> None:
+    front = study.front()
+    assert front[0] is next(iter(front)) and front[-1] is front.members[-1] and len(front[:2]) == 2
+    points = [(m.measures.flops, loss(m.measures)) for m in front]
+    assert len(non_dominated(points)) == len(points)
+
+
+def evaluator(score: Any) -> tuple[Evaluator, Any]:
+    teacher = tasks.teacher("mlp")
+    return Evaluator(tasks.make(score=score), teacher, "test"), teacher
+
+
+def test_the_interval_is_that_of_a_mean_and_absent_for_other_scores() -> None:
+    weak = tasks.mlp().eval()
+    found = score_on_test(*evaluator(tasks.accuracy), weak, 0)
+    low, high = found["ci95"]
+    assert low < found["score_drop"] < high and high - low < 0.6
+    assert found == score_on_test(*evaluator(tasks.accuracy), weak, 0)
+    assert score_on_test(*evaluator(tasks.accuracy), tasks.teacher("mlp"), 0)["ci95"] == [0.0, 0.0]
+
+    def worst_batch(model: Any, batches: Any) -> float:
+        return min(tasks.accuracy(model, [batch]) for batch in batches)
+
+    assert score_on_test(*evaluator(worst_batch), weak, 0)["ci95"] is None
+
+    def whole_only(model: Any, batches: Any) -> float:
+        batches = list(batches)
+        if sum(len(labels) for _, labels in batches) < 50:
+            raise ValueError("Only one class present: the score is not defined")
+        return tasks.accuracy(model, batches)
+
+    found = score_on_test(*evaluator(whole_only), weak, 0)
+    assert found["ci95"] is None and found["score"] == tasks.accuracy(weak, tasks.split(tasks.blobs(96, 4)))

@@ -1,0 +1,122 @@
+"""What a study works with, put together from a task: devices, spans, masks, fingerprints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import spansearch as ss
+from spansearch.errors import TaskError
+from spansearch.spans import splice
+from spansearch.workbench import Workbench, pick_device
+
+
+class Encoder(nn.Module):
+    """(n, T, 4) and a mask (n, T) -> the mean (n, 3) over the positions that count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        x = self.down(self.act(self.up(x)))
+        return self.head((x * keep[..., None]).sum(1) / keep.sum(1, keepdim=True))
+
+
+def _batches(seed: int = 0) -> list[dict[str, Tensor]]:
+    draw = torch.Generator().manual_seed(seed)
+    batches = []
+    for _ in range(4):
+        x = torch.randn(20, 5, 4, generator=draw)
+        keep = torch.arange(5) < torch.randint(1, 6, (20, 1), generator=draw)
+        batches.append({"values": x, "keep": keep, "labels": torch.randint(0, 3, (20,), generator=draw)})
+    return batches
+
+
+def _teacher(seed: int = 0) -> Encoder:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return Encoder()
+
+
+def _task(**changes: Any) -> ss.Task:
+    fields: dict[str, Any] = {
+        "teacher": _teacher,
+        "calibration": _batches,
+        "validation": lambda: _batches(1),
+        "test": lambda: _batches(2),
+        "score": lambda model, batches: 1.0,
+        "forward": lambda model, batch: model(batch["values"], batch["keep"].float()),
+        "mask": lambda batch: batch["keep"],
+        **changes,
+    }
+    return ss.Task("toy", **fields)
+
+
+def _bench(directory: Path, task: ss.Task | None = None, **settings: Any) -> Workbench:
+    return Workbench(task or _task(), directory, ss.Search(**settings), "cpu")
+
+
+def test_spans_are_found_and_verified_through_forward(tmp_path):
+    bench = _bench(tmp_path, resolution=0.001)
+    span = bench.spans["input", "down"]
+    assert bench.refusal(span) is None and bench.refusal(span) is None
+    data = bench.data(span)
+    assert data.x.shape[1:] == (5, 4) and data.keep.shape[1:] == (5,)
+    assert bench.validation.divergence_kind == "kl"
+    path = bench.screening.path(span)
+    model = splice(bench.teacher, {span: path.module()})
+    assert 0 < bench.validation.measure(model).divergence < 0.1
+
+
+def test_masks_go_where_tokens_come_out(tmp_path):
+    bench = _bench(tmp_path)
+    keep = torch.cat([batch["keep"] for batch in _batches()])
+    tokens, vector = bench.data(bench.spans["input", "down"]), bench.data(bench.spans["down", "head"])
+    assert int(torch.cat([tokens.keep, tokens.keep_held]).sum()) == int(keep.sum())
+    assert vector.keep is None and vector.keep_held is None and vector.y.ndim == 2
+
+
+def test_nothing_is_made_before_it_is_needed(tmp_path):
+    def never(*_: Any) -> Any:
+        raise AssertionError("called")
+
+    bench = _bench(tmp_path, _task(teacher=never, calibration=never, validation=never, test=never))
+    assert bench.device == torch.device("cpu") and list(tmp_path.iterdir()) == []
+
+
+def test_few_examples_are_enough_to_find_spans(tmp_path):
+    examples = _bench(tmp_path).examples
+    assert len(examples) == 2 and all(len(batch["x"]) == 16 for batch in examples)
+
+
+def test_a_fingerprint_follows_from_teacher_and_data(tmp_path):
+    first = _bench(tmp_path).fingerprint
+    assert first == _bench(tmp_path).fingerprint
+
+    def changed(**changes: Any) -> set[str]:
+        other = _bench(tmp_path, _task(**changes)).fingerprint
+        return {name for name in first if first[name] != other[name]}
+
+    assert changed(teacher=lambda: _teacher(1)) == {"teacher"}
+    assert changed(calibration=lambda: _batches(7)) == {"calibration"}
+    assert changed(calibration=lambda: _batches()[:3]) == {"calibration"}
+    assert changed(validation=lambda: _batches(7)) == {"validation"}
+    assert changed(test=lambda: _batches(7)) == set()
+
+
+def test_devices():
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert pick_device("auto").type == expected
+    assert pick_device("cpu") == pick_device(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", ""])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(TaskError, match=f"device '{device}' cannot be used"):
+        pick_device(device)
