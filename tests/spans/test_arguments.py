@@ -40,7 +40,9 @@ class Pair(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "output", [lambda y: (y, None), lambda y: [y], lambda y: {"a": {"b": y}}, m.Prediction], ids=str
+    "output",
+    [lambda y: (y, None), lambda y: [y], lambda y: {"a": {"b": y}}, m.Prediction],
+    ids=["tuple", "list", "nested dict", "dataclass"],
 )
 def test_outputs_of_any_structure(output):
     class Wrapped(nn.Module):
