@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from spansearch.batches import Batch, arguments, batch_size, head
+from spansearch.batches import Batch, arguments, batch_size, cloned, head
 from spansearch.cost import Cost, cost
 from spansearch.errors import DataError
 from spansearch.task import Split, Task
@@ -65,7 +64,10 @@ class Evaluator:
         self.batches: list[Batch] = list(task.batches(split, device))
         self.examples = sum(batch_size(batch) for batch in self.batches)
         with torch.no_grad():
-            self.outputs = [task.output(teacher, batch).detach().clone() for batch in self.batches]
+            self.outputs = [
+                task.output(teacher, cloned(batch), f"{split} batch {number}").detach().clone()
+                for number, batch in enumerate(self.batches)
+            ]
         for number, output in enumerate(self.outputs):
             if not torch.isfinite(output).all():
                 raise DataError(
@@ -78,16 +80,16 @@ class Evaluator:
                 f"On {split} no position counts or the teacher's output is 0 everywhere; nothing can be "
                 "compared with it. Check Task(mask=...) and the batches."
             )
-        self.teacher_score = task.measure(teacher, self.batches)
+        self.teacher_score = self.score(teacher)
         self.teacher_cost = self.cost(teacher)
-        self.seconds = 0.0
 
     def cost(self, model: nn.Module) -> Cost:
         """Flops and parameters of a model, counted on the first two examples of the split."""
-        args, kwargs = arguments(head(self.batches[0], 2))
+        batch = cloned(head(self.batches[0], 2))
+        args, kwargs = arguments(batch)
         if self.task.forward is None:
             return cost(model, *args, **kwargs)
-        return cost(_Forward(model, self.task), *args, **kwargs, _batch=head(self.batches[0], 2))
+        return cost(_Forward(model, self.task), *args, **kwargs, _batch=batch)
 
     def measure(self, model: nn.Module) -> Measures:
         """Score, divergence and cost of a model, which is put in eval mode.
@@ -95,11 +97,10 @@ class Evaluator:
         Raises:
             TaskError: it does not run on a batch. DataError: its score or output is not finite.
         """
-        started = time.perf_counter()
         model.eval()
-        score = self.task.measure(model, self.batches)
+        score = self.score(model)
         counted = self.cost(model)
-        measures = Measures(
+        return Measures(
             score,
             self.teacher_score - score,
             self.divergence(model),
@@ -108,13 +109,28 @@ class Evaluator:
             counted.flops / max(1, self.teacher_cost.flops),
             counted.params / max(1, self.teacher_cost.params),
         )
-        self.seconds += time.perf_counter() - started
-        return measures
+
+    def describe_teacher(self) -> dict[str, Any]:
+        """What makes models measured here comparable: the teacher's cost, score and size of output."""
+        size = sum(float(output.double().square().sum()) for output in self.outputs) ** 0.5
+        return {
+            "flops": self.teacher_cost.flops,
+            "params": self.teacher_cost.params,
+            "score": self.teacher_score,
+            "output_norm": size,
+            "divergence": self.divergence_kind,
+        }
+
+    def score(self, model: nn.Module) -> float:
+        """The task's score of a model on copies of the batches: it may work in place."""
+        return self.task.measure(model, [cloned(batch) for batch in self.batches])
 
     @torch.no_grad()
     def divergence(self, model: nn.Module) -> float:
         """How far a model's output is from the teacher's, over all predictions that count."""
-        differences = list(self._differences(self.task.output(model, batch) for batch in self.batches))
+        differences = list(
+            self._differences(self.task.output(model, cloned(batch)) for batch in self.batches)
+        )
         value = sum(total for total, _ in differences) / sum(weight for _, weight in differences)
         if not math.isfinite(value):
             raise DataError(f"The model's output on {self.split} is NaN or infinite.")
@@ -158,8 +174,8 @@ def difference(
             "They can only be compared where they agree."
         )
     output, target = output.double(), target.double()
-    predictions = target.shape[:-1] if kind == "kl" else target.shape
-    if keep is not None and keep.shape == predictions[:2]:
+    # (N, T) says which tokens count: of (N, C) it would pick channels wherever C equals T
+    if keep is not None and target.ndim >= 3 and keep.shape == target.shape[:2]:
         output, target = output[keep], target[keep]
     if kind == "squared":
         return float((output - target).square().sum()), float(target.square().sum())

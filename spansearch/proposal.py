@@ -194,7 +194,10 @@ class Proposals:
 
     def _flops(self, one: Splice, span: Span) -> int:
         whole = self.bench.validation.teacher_cost.flops
-        return whole - span.flops + student_cost(one.family, span, one.size).flops
+        saved = span.flops - student_cost(one.family, span, one.size).flops
+        return round(
+            whole - saved * whole / max(1, self.bench.found.flops)
+        )  # validation may have other sizes
 
     def seed_of(self, one: Splice) -> int:
         """The seed of a splice's fit: the same splice is the same student whenever it comes up."""

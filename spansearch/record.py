@@ -14,7 +14,7 @@ from typing import IO, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spansearch.batches import batch_size
+from spansearch.batches import batch_size, cloned
 from spansearch.cost import countable
 from spansearch.errors import DataError, StudyError
 from spansearch.spans import CutPoint, copy_model
@@ -115,7 +115,7 @@ def record(
         for number, batch in enumerate(track(task.batches("calibration", device), "recording activations")):
             positions = task.positions(batch)  # first, as the model may work in place
             held = torch.rand(batch_size(batch), generator=draw) < held_out
-            task.output(model, batch)
+            task.output(model, cloned(batch), f"calibration batch {number}")
             for name, tap in taps.items():
                 value = _checked(tap, name, number, len(held))
                 tap.rewind()

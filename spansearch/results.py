@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from spansearch.batches import Batch, batch_size, cloned, examples
 from spansearch.errors import StudyError
 from spansearch.evaluate import Evaluator, Measures
 from spansearch.front import bootstrap_interval, hypervolume, non_dominated
 from spansearch.proposal import Outcome, loss
 from spansearch.recipe import Splice
-from spansearch.task import Batch, batch_size, examples
 
 MEASURES = ("flops", "params", "score_drop", "divergence", "flops_ratio", "params_ratio")
 GROUP = 8  # examples resampled together: enough groups of a few hundred examples, few enough runs
@@ -144,16 +144,28 @@ def _value(measures: Measures | None, name: str) -> float:
     return loss(measures) if name == "score_drop" else float(getattr(measures, name))
 
 
-def score_on_test(evaluator: Evaluator, teacher: nn.Module, model: nn.Module, seed: int) -> dict[str, Any]:
+def group_scores(evaluator: Evaluator, model: nn.Module) -> list[float] | None:
+    """A model's score on every group of a few examples; None for a score that only whole splits have."""
+    try:
+        return [evaluator.task.measure(model, [cloned(group)]) for group in _groups(evaluator.batches)]
+    except Exception:  # e.g. a correlation: it may say so in any way
+        return None
+
+
+def score_on_test(
+    evaluator: Evaluator, model: nn.Module, teacher_scores: list[float] | None, seed: int
+) -> dict[str, Any]:
     """A member's figures on the test split, with a bootstrap interval of the score drop.
 
     Groups of a few examples are resampled together, teacher and model on the same ones. ``ci95`` is None
     where the score of the whole split is not the mean over its parts (a median, an AUC): then groups say
     nothing about it.
+
+    Args:
+        teacher_scores: the teacher's group_scores.
     """
     measures = evaluator.measure(model)
-    groups = [group for batch in evaluator.batches for group in _groups(batch)]
-    interval = _interval(evaluator, teacher, model, groups, measures.score, seed)
+    interval = _interval(evaluator, model, teacher_scores, measures.score, seed)
     return {
         "score": measures.score,
         "score_drop": measures.score_drop,
@@ -163,25 +175,23 @@ def score_on_test(evaluator: Evaluator, teacher: nn.Module, model: nn.Module, se
 
 
 def _interval(
-    evaluator: Evaluator, teacher: nn.Module, model: nn.Module, groups: list[Batch], score: float, seed: int
+    evaluator: Evaluator, model: nn.Module, teacher_scores: list[float] | None, score: float, seed: int
 ) -> tuple[float, float] | None:
-    weights = [float(batch_size(group)) for group in groups]
-    measure = evaluator.task.measure
-    try:
-        own = [measure(model, [group]) for group in groups]
-        drops = [measure(teacher, [group]) - value for group, value in zip(groups, own, strict=True)]
-    except Exception:  # a score that only whole splits have, e.g. a correlation: it may say so in any way
+    own = group_scores(evaluator, model)
+    if own is None or teacher_scores is None:
         return None
+    weights = [float(batch_size(group)) for group in _groups(evaluator.batches)]
     mean = sum(v * w for v, w in zip(own, weights, strict=True)) / sum(weights)
     if abs(mean - score) > 1e-5 * max(1.0, abs(score)):
         return None
+    drops = [before - after for before, after in zip(teacher_scores, own, strict=True)]
     return bootstrap_interval(drops, weights, seed)
 
 
-def _groups(batch: Batch) -> Iterator[Batch]:
-    size = batch_size(batch)
-    for first in range(0, size, GROUP):
-        yield examples(batch, slice(first, first + GROUP))
+def _groups(batches: Sequence[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        for first in range(0, batch_size(batch), GROUP):
+            yield examples(batch, slice(first, first + GROUP))
 
 
 def summarise(
@@ -196,12 +206,13 @@ def summarise(
     Of its seconds, ``search`` is what is left of the total: asking, bookkeeping, storing, and the loop
     itself.
     """
-    teacher = dict(attributes.get("teacher", {}))
+    described = attributes.get("teacher", {})
+    teacher = {key: described[key] for key in ("flops", "params", "score", "test_score") if key in described}
     outcomes = [outcome for _, _, outcome in trials]
     count = {state: sum(o.state == state for o in outcomes) for state in ("complete", "pruned", "failed")}
     spent = dict(attributes.get("seconds", {}))
     used = sum(spent.get(key, 0.0) for key in ("fitting", "evaluating", "preparing"))
-    by_rule = [o for o in outcomes if o.state == "pruned" and "rule" in o.details]
+    by_rule = {s for _, s, o in trials if o.state == "pruned" and "rule" in o.details}
     audits = [(n, o) for n, _, o in trials if o.details.get("audited")]
     on_front = {number for number, _, _ in members}
     fits = [

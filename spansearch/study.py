@@ -18,7 +18,7 @@ from spansearch.errors import StudyError
 from spansearch.proposal import Outcome, Proposals, Rates, rebuild
 from spansearch.recipe import Splice
 from spansearch.record import Track, untracked
-from spansearch.results import Front, Member, StoredTrial, score_on_test, select, summarise
+from spansearch.results import Front, Member, StoredTrial, group_scores, score_on_test, select, summarise
 from spansearch.search import RidgeRule, Search, SeededSampler, Space, predicted_front
 from spansearch.spans import Spans
 from spansearch.store import (
@@ -28,12 +28,13 @@ from spansearch.store import (
     find_study,
     open_study,
     remember_source,
+    require_same_teacher,
     run_lock,
 )
 from spansearch.students import refusal
 from spansearch.task import Task
 from spansearch.trials import FINISHED, duplicate, outcome_of, settled, streak, suggest, tell
-from spansearch.workbench import Workbench
+from spansearch.workbench import Workbench, hash_of
 
 log = logging.getLogger("spansearch")
 
@@ -155,10 +156,14 @@ class Study:
         missing = [trial for trial in chosen if str(trial[0]) not in scored] if split == "test" else []
         if missing:
             seed = int(study.user_attrs["fingerprint"]["search"]["seed"])
+            data = hash_of(self.bench.test.batches)
+            if scored.get("data", data) != data:  # another test split: figures on the old one are no longer
+                scored, missing = {}, chosen  # comparable
+            teacher_scores = group_scores(self.bench.test, self.bench.teacher)
             for number, splice, outcome in self.bench.track(missing, "scoring on test"):
                 model = self._load(splice, outcome)
-                scored[str(number)] = score_on_test(self.bench.test, self.bench.teacher, model, seed)
-            scored["teacher"] = self.bench.test.teacher_score
+                scored[str(number)] = score_on_test(self.bench.test, model, teacher_scores, seed)
+            scored.update(teacher=self.bench.test.teacher_score, data=data)
             study.set_user_attr("test", scored)
         attributes = dict(study.user_attrs)
         attributes["teacher"] = {**attributes.get("teacher", {}), "test_score": scored.get("teacher")}
@@ -181,7 +186,7 @@ class Study:
     def _load(self, splice: Splice | None, outcome: Outcome) -> nn.Module:
         assert splice is not None
         stored = self.optuna.user_attrs["fingerprint"]["teacher"]
-        if self.bench.fingerprint["teacher"] != stored:
+        if self.bench.teacher_hash != stored:
             raise StudyError(
                 f"The teacher is not the one the study in {self.directory} was run with: its weights differ. "
                 "Restore it; students reproduce what that one computed."
@@ -249,31 +254,38 @@ class Study:
             splice = self.space.decode(params)
         except ValueError as error:
             return None, Outcome("pruned", details={"reason": str(error)})
-        if splice in seen:
+        except Exception as error:  # a user's family
+            reason = f"{type(error).__name__}: {error}"
+            return None, Outcome("failed", details={"reason": reason})
+        if splice in seen and settled(seen[splice][1]):
             return splice, duplicate(*seen[splice])
         outcome = proposals.carry_out(splice)
-        if settled(outcome):
+        if outcome.state != "failed":
             seen[splice] = (trial.number, outcome)
         return splice, outcome
 
     def _is_new(self, params: Mapping[str, Any], seen: Seen) -> bool:
-        """Does a proposal stand for a student that fits its span and was not measured before?"""
+        """Does a proposal stand for a student that fits its span and was not tried before?"""
         try:
             splice = self.space.decode(params)
+            return splice not in seen and not refusal(splice.family, self.space.span(splice), splice.size)
         except ValueError:
             return False
-        return splice not in seen and not refusal(splice.family, self.space.span(splice), splice.size)
+        except Exception:  # a user's family: the trial will say what is wrong with it
+            return True
 
     def _prepare(self, study: OptunaStudy) -> tuple[Proposals, Seen]:
         teacher = self.bench.validation
+        described = teacher.describe_teacher()
         if "teacher" not in study.user_attrs:
-            cost = teacher.teacher_cost
-            described = {"flops": cost.flops, "params": cost.params, "score": teacher.teacher_score}
             study.set_user_attr("teacher", described)
+        require_same_teacher(study.user_attrs["teacher"], described)
+        self.bench.require_legal_span(self.space.spans)
         self.bench.recording  # noqa: B018  # now, not in the middle of the first fit
         if "seeds" not in study.user_attrs:
             self.bench.screening.all(track=self.bench.track)
-            seeds = predicted_front(self.space, self.bench.screening, teacher.teacher_cost.flops)
+            flops = teacher.teacher_cost.flops
+            seeds = predicted_front(self.space, self.bench.screening, flops, self.bench.refusal)
             study.set_user_attr("seeds", seeds)
         rule, known, linear = RidgeRule(), [], {}
         seen: Seen = {}
@@ -281,7 +293,7 @@ class Study:
             splice, outcome = outcome_of(trial)
             if splice is None or "duplicate_of" in outcome.details:
                 continue
-            if settled(outcome):
+            if outcome.state != "failed":
                 seen[splice] = (trial.number, outcome)
             baseline = outcome.details.get("linear_divergence")
             if baseline is not None:

@@ -159,8 +159,11 @@ class Task:
                 "DataLoader, or make the generator inside the callable."
             )
 
-    def output(self, model: nn.Module, batch: Batch) -> Tensor:
+    def output(self, model: nn.Module, batch: Batch, name: str = "a batch") -> Tensor:
         """What the model says about a batch: the tensor that is compared with the teacher's.
+
+        Args:
+            name: what messages call the batch, e.g. ``validation batch 3``.
 
         Raises:
             TaskError: the model does not run on the batch, or no tensor comes out.
@@ -173,10 +176,10 @@ class Task:
                 value = main_output(model(*args, **kwargs))
         except (SpanSearchError, torch.OutOfMemoryError):
             raise
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:
             how = "forward(model, batch)" if self.forward is not None else type(model).__name__
             raise TaskError(
-                f"Task {self.name!r}: {how} fails on a batch ({describe(batch)}): {type(error).__name__}: "
+                f"Task {self.name!r}: {how} fails on {name} ({describe(batch)}): {type(error).__name__}: "
                 f"{error}. A tensor goes to the model, of a tuple the first item does, a dict is passed as "
                 "keyword arguments; Task(forward=lambda model, batch: ...) says otherwise."
             ) from error

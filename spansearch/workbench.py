@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -83,8 +84,30 @@ class Workbench:
 
     @cached_property
     def spans(self) -> Spans:
-        """The spans of a study: thinned to its resolution."""
-        return self.found.thinned(self.settings.resolution)
+        """The spans of a study: thinned to its resolution, without nested ones if it wants none."""
+        thinned = self.found.thinned(self.settings.resolution)
+        if self.settings.nested:
+            return thinned
+        return thinned.keep(lambda chain: [] if chain.nested else range(len(chain.points)))
+
+    @cached_property
+    def masked(self) -> bool:
+        """Does the task mask out positions of a calibration batch?"""
+        masks = (self.task.positions(batch) for batch in self.task.batches("calibration"))
+        return any(mask is not None and not bool(mask.all()) for mask in masks)
+
+    def require_legal_span(self, spans: Sequence[Span]) -> None:
+        """Raise SpanError with the reasons where every span is refused; replays until one is not."""
+        reasons = []
+        for span in spans:
+            reason = self.refusal(span)
+            if reason is None:
+                return
+            reasons.append(reason)
+        raise SpanError(
+            f"The model has no legal span to replace: all {len(reasons)} were refused by replay. "
+            + " ".join(reasons[:3])
+        )
 
     @cached_property
     def _verifier(self) -> Verifier:
@@ -92,6 +115,10 @@ class Workbench:
 
     def refusal(self, span: Span) -> str | None:
         """Why a span does not survive cross-input replay, or None; every span is replayed once."""
+        if span.start.layout == "tokens" and span.stop.layout == "vector" and self.masked:
+            return (
+                f"{span.name}: tokens become a vector, and students would read positions that are masked out"
+            )
         if span not in self._verified:
             try:
                 self._verifier.check(span)
@@ -139,18 +166,26 @@ class Workbench:
     @cached_property
     def fingerprint(self) -> dict[str, str]:
         """The task's name, and hashes of the teacher and of the data that steers the search."""
+        prints = {"task": self.task.name, "teacher": self.teacher_hash}
+        return {**prints, **{split: hash_of(self.task.batches(split)) for split in SPLITS[:2]}}
+
+    @cached_property
+    def teacher_hash(self) -> str:
+        """Of the teacher's class name and state_dict."""
         state = hashlib.sha256(type(self.teacher).__qualname__.encode())
         for name, tensor in sorted(self.teacher.state_dict().items()):
             state.update(name.encode())
             _hash(state, tensor)
-        prints = {"task": self.task.name, "teacher": state.hexdigest()}
-        for split in SPLITS[:2]:
-            data = hashlib.sha256()
-            for batch in self.task.batches(split):
-                for leaf in pytree.tree_leaves(batch):
-                    _hash(data, leaf)
-            prints[split] = data.hexdigest()
-        return prints
+        return state.hexdigest()
+
+
+def hash_of(batches: Iterable[Batch]) -> str:
+    """A hash of everything in some batches."""
+    data = hashlib.sha256()
+    for batch in batches:
+        for leaf in pytree.tree_leaves(batch):
+            _hash(data, leaf)
+    return data.hexdigest()
 
 
 def _hash(digest: Any, value: object) -> None:

@@ -16,7 +16,7 @@ from spansearch.evaluate import Evaluator, Measures
 from spansearch.front import non_dominated
 from spansearch.proposal import Outcome, loss
 from spansearch.recipe import Splice
-from spansearch.results import COLUMNS, MEASURES, score_on_test, select, summarise
+from spansearch.results import COLUMNS, MEASURES, group_scores, score_on_test, select, summarise
 
 KEYS = {"study", "objectives", "teacher", "trials", "seconds", "hypervolume", "pruning", "front"}
 MEMBER = {
@@ -197,23 +197,24 @@ def test_front_members_are_a_sequence(study: ss.Study) -> None:
     assert len(non_dominated(points)) == len(points)
 
 
-def evaluator(score: Any) -> tuple[Evaluator, Any]:
+def scored(score: Any, model: Any) -> dict[str, Any]:
     teacher = tasks.teacher("mlp")
-    return Evaluator(tasks.make(score=score), teacher, "test"), teacher
+    evaluator = Evaluator(tasks.make(score=score), teacher, "test")
+    return score_on_test(evaluator, model, group_scores(evaluator, teacher), 0)
 
 
 def test_the_interval_is_that_of_a_mean_and_absent_for_other_scores() -> None:
     weak = tasks.mlp().eval()
-    found = score_on_test(*evaluator(tasks.accuracy), weak, 0)
+    found = scored(tasks.accuracy, weak)
     low, high = found["ci95"]
     assert low < found["score_drop"] < high and high - low < 0.6
-    assert found == score_on_test(*evaluator(tasks.accuracy), weak, 0)
-    assert score_on_test(*evaluator(tasks.accuracy), tasks.teacher("mlp"), 0)["ci95"] == [0.0, 0.0]
+    assert found == scored(tasks.accuracy, weak)
+    assert scored(tasks.accuracy, tasks.teacher("mlp"))["ci95"] == [0.0, 0.0]
 
-    def worst_batch(model: Any, batches: Any) -> float:
-        return min(tasks.accuracy(model, [batch]) for batch in batches)
+    def squared(model: Any, batches: Any) -> float:
+        return tasks.accuracy(model, batches) ** 2
 
-    assert score_on_test(*evaluator(worst_batch), weak, 0)["ci95"] is None
+    assert scored(squared, weak)["ci95"] is None
 
     def whole_only(model: Any, batches: Any) -> float:
         batches = list(batches)
@@ -221,5 +222,5 @@ def test_the_interval_is_that_of_a_mean_and_absent_for_other_scores() -> None:
             raise ValueError("Only one class present: the score is not defined")
         return tasks.accuracy(model, batches)
 
-    found = score_on_test(*evaluator(whole_only), weak, 0)
+    found = scored(whole_only, weak)
     assert found["ci95"] is None and found["score"] == tasks.accuracy(weak, tasks.split(tasks.blobs(96, 4)))

@@ -536,3 +536,29 @@ def test_a_family_that_breaks_fails_its_trials_only(tmp_path: Path) -> None:
     reasons = [o.details["reason"] for _, o in map(outcome_of, study.finished()) if o.state == "failed"]
     assert reasons and all("broken family" in r or "that small" in r for r in reasons)
     assert any(t.state is TrialState.COMPLETE for t in study.finished())
+
+
+def test_a_teacher_whose_code_changed_is_refused_though_its_weights_are_the_same(tmp_path: Path) -> None:
+    new(tmp_path).run(3)
+
+    def doubled(model: Any, batches: Any) -> float:
+        return 2 * tasks.accuracy(model, batches)
+
+    again = ss.Study(tasks.make(score=doubled), tmp_path, search=tasks.quick())
+    with pytest.raises(ss.StudyError, match=r"changed since the study was created: score \("):
+        again.run(6)
+    assert len(again.finished()) == 3
+
+
+def test_a_model_whose_spans_are_all_refused_by_replay_is_said_to_have_none(tmp_path: Path) -> None:
+    class Bypassed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tasks.teacher("mlp")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) + x.detach().mean(1, keepdim=True) * 0.5
+
+    study = ss.Study(tasks.make(teacher=lambda: Bypassed().eval()), tmp_path, search=tasks.quick())
+    with pytest.raises(ss.SpanError, match=r"no legal span to replace: all .* were refused by replay"):
+        study.run(3)

@@ -9,8 +9,8 @@ import click
 
 from spansearch.cli.options import device_option, directory_option, open_study, study_argument
 from spansearch.cli.terminal import number, output, table, track
-from spansearch.errors import TaskError
 from spansearch.study import Study
+from spansearch.task import Split
 
 
 @click.command(epilog="Example: spansearch check studies/digits_cnn.py")
@@ -18,15 +18,15 @@ from spansearch.study import Study
 @directory_option
 @device_option
 def check(study: Path, directory: Path | None, device: str) -> None:
-    """Read the study, build everything once, and say what a run would do and take. Fits no student."""
+    """Read the study, build everything once, and say what a run would work with. Fits no student."""
     opened = open_study(study, directory, device=device)
     bench = opened.bench
     rows = table("what", "found")
     started = time.perf_counter()
     bench.teacher  # noqa: B018  # loads it, or trains it on first use
     rows.add_row("teacher", f"{type(bench.teacher).__name__}, {time.perf_counter() - started:.1f} s to load")
-    for split in ("calibration", "validation"):
-        _twice(opened, split)
+    _twice(opened, "calibration")
+    _twice(opened, "validation")
     evaluator = bench.validation
     rows.add_row("validation", f"{evaluator.examples} examples, score {evaluator.teacher_score:.4f}")
     cost = evaluator.teacher_cost
@@ -47,6 +47,7 @@ def check(study: Path, directory: Path | None, device: str) -> None:
     )
     if refused:
         rows.add_row("refused by replay", ", ".join(refused))
+    bench.require_legal_span(space.spans)
     rows.add_row("families", ", ".join(opened.search.families))
     started = time.perf_counter()
     evaluator.measure(bench.teacher)
@@ -58,13 +59,12 @@ def check(study: Path, directory: Path | None, device: str) -> None:
         "activations",
         f"{size / 2**20:.0f} MiB of {sum(recording.count(p) for p in recording.values)} examples{where}",
     )
-    rows.add_row("a closed-form trial", f"about {evaluating + 0.1:.1f} s")
+    rows.add_row("to measure one model", f"{evaluating:.1f} s, beside fitting it")
     output.print(rows)
     output.print(f"\nAll is well. Next: spansearch run {study}")
 
 
-def _twice(opened: Study, split: str) -> None:
+def _twice(opened: Study, split: Split) -> None:
     """Both passes over a split must give batches: a consumed generator is empty the second time."""
     for _ in range(2):
-        if next(opened.task.batches(split), None) is None:  # type: ignore[arg-type]
-            raise TaskError(f"{split}() gave no batch.")
+        next(opened.task.batches(split))  # raises TaskError where there is none

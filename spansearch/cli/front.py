@@ -87,6 +87,7 @@ def print_front(found: Front) -> None:
             "; ".join(map(str, member.splices)),
         )
     output.print(rows)
+    output.print("A drop at or below 0 counts as none; of equal drops the lower divergence is better.")
     counts = found.summary["trials"]
     on_test = f", on test {teacher['test_score']:.4f}" if teacher.get("test_score") is not None else ""
     output.print(

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from typing import NoReturn
 
 import click
 import optuna
@@ -48,7 +49,9 @@ def main() -> None:
     logger.setLevel(logging.INFO)
     logger.handlers = [_Messages()]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    signal.signal(signal.SIGTERM, _stop)  # as schedulers send it: like Ctrl-C
+    stop = _Stop()
+    for number in (signal.SIGINT, signal.SIGTERM):  # as schedulers send it: like Ctrl-C
+        signal.signal(number, stop)
     try:
         # not spansearch.main(): that takes a broken pipe or an EOFError of the user's for the end of ours
         with spansearch.make_context("spansearch", sys.argv[1:]) as context:
@@ -59,15 +62,16 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except SpanSearchError as error:
+        stop.leave_if_asked()
         console.print(Text.assemble(("Error: ", "bold red"), str(error)))
         sys.exit(1 if isinstance(error, FailedStudyError) else 2)
     except (KeyboardInterrupt, click.Abort):
-        console.print("Stopped; everything finished is saved. The same command continues.")
-        sys.exit(0)
+        stop.leave()
     except BrokenPipeError:  # the reader of our output is gone: nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
+        stop.leave_if_asked()
         where = _line_of_study(error)
         if where is None:  # ours: with its traceback
             raise
@@ -75,8 +79,27 @@ def main() -> None:
         sys.exit(2)
 
 
-def _stop(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+class _Stop:
+    """Handles the signals that ask for a stop: wherever the program is, it raises KeyboardInterrupt.
+
+    A library may be in the middle of something then, a database of a transaction, and end in an error of its
+    own: after a signal every error is a stop. What was finished is in the storage all the same.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.asked = True
+        raise KeyboardInterrupt
+
+    def leave_if_asked(self) -> None:
+        if self.asked:
+            self.leave()
+
+    def leave(self) -> NoReturn:
+        console.print("Stopped, all saved. The same command continues.")
+        sys.exit(0)
 
 
 def _line_of_study(error: Exception) -> str | None:

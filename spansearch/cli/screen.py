@@ -22,7 +22,7 @@ from spansearch.spans import Span, Spans
 def screen(study: Path, directory: Path | None, seed: int | None, device: str) -> None:
     """Fit every span's linear student in closed form and show its error on held-out examples.
 
-    0 is perfect, 1 is no better than the mean. Nothing is stored but rebuildable activations.
+    0 is perfect, 1 is no better than the mean. Nothing is stored.
     """
     opened = open_study(study, directory, device=device, seed=seed)
     paths = opened.bench.screening.all(track=track)

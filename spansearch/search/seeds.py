@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from spansearch.front import non_dominated
@@ -15,9 +15,13 @@ from spansearch.students import family, refusal, student_cost
 
 RANK_WIDTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 HIDDEN_WIDTHS = (1 / 4, 1 / 2)
+Candidate = tuple[float, float, Splice, float]
+"""(flops of the spliced model, predicted error, splice, width)."""
 
 
-def predicted_front(space: Space, screening: Screening, flops: int) -> list[dict[str, Any]]:
+def predicted_front(
+    space: Space, screening: Screening, flops: int, refused: Callable[[Span], str | None]
+) -> list[dict[str, Any]]:
     """Trial parameters of the first proposals, predicted without running the model once.
 
     Every span's identity, ridge and low-rank students are placed by the spliced model's flops and their
@@ -26,25 +30,36 @@ def predicted_front(space: Space, screening: Screening, flops: int) -> list[dict
 
     Args:
         flops: of the teacher, for one example.
+        refused: why a span does not survive its replay, or None; asked of those on the predicted front.
     """
-    candidates: list[tuple[float, float, Splice, float]] = []
+    candidates: list[Candidate] = []
     for span in space.spans:
         candidates.extend(_closed_forms(space, screening, span, flops))
-    chosen = non_dominated([(cost, error) for cost, error, _, _ in candidates])
+    while True:
+        chosen = non_dominated([(cost, error) for cost, error, _, _ in candidates])
+        spans = {(s.start, s.stop): space.span(s) for s in (candidates[i][2] for i in chosen)}
+        gone = {ends for ends, span in spans.items() if refused(span)}
+        if not gone:
+            break
+        candidates = [c for c in candidates if (c[2].start, c[2].stop) not in gone]
     front = _thinned([candidates[i] for i in chosen], space.settings.seeds)
     proposals = [space.encode(splice, width) for _, _, splice, width in reversed(front)]
-    spans = list(dict.fromkeys((splice.start, splice.stop) for _, _, splice, _ in reversed(front)))
-    name = next((name for name in ("conv", "mlp") if name in space.settings.families), None)
-    if name is None:
-        return proposals
-    for k, (start, stop) in enumerate(spans):
-        span = space.span(Splice(start, stop, name, 0))
+    for k, ends in enumerate(dict.fromkeys((s.start, s.stop) for _, _, s, _ in reversed(front))):
         width = _within(space, HIDDEN_WIDTHS[k % len(HIDDEN_WIDTHS)])
-        if not family(name).refuses(span):
+        beside = _non_linear(space, spans[ends], width)
+        if beside is not None:
+            proposals.append(space.encode(beside, width))
+    return proposals
+
+
+def _non_linear(space: Space, span: Span, width: float) -> Splice | None:
+    """A small convolutional student of a span, or a bottleneck where there is none; None without either."""
+    for name in ("conv", "mlp"):
+        if name in space.settings.families and not family(name).refuses(span):
             size = family(name).size(span, width)
             if not refusal(name, span, size):
-                proposals.append(space.encode(Splice(start, stop, name, size), width))
-    return proposals
+                return Splice(span.start.name, span.stop.name, name, size)
+    return None
 
 
 def _within(space: Space, width: float) -> float:

@@ -3,7 +3,7 @@
 from spansearch.store.database import LockedError, database_errors, open_storage, run_lock
 from spansearch.store.files import StudentFiles, write_durably
 from spansearch.store.source import remember_source, source_of
-from spansearch.store.studies import NoStudyError, find_study, open_study
+from spansearch.store.studies import NoStudyError, find_study, open_study, require_same_teacher
 
 __all__ = [
     "LockedError",
@@ -14,6 +14,7 @@ __all__ = [
     "open_storage",
     "open_study",
     "remember_source",
+    "require_same_teacher",
     "run_lock",
     "source_of",
     "write_durably",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import socket
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,6 +59,14 @@ def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping
         study = optuna.create_study(
             study_name=name, storage=storage, directions=["minimize"] * len(OBJECTIVES)
         )
+    if url is not None:  # in a shared database: students lie in one directory, and one process runs the study
+        home = f"{socket.gethostname()}:{directory.resolve()}"
+        if study.user_attrs.get("directory", home) != home:
+            raise StudyError(
+                f"The study {name!r} in {shown(url, directory)} is run in {study.user_attrs['directory']}. "
+                "Its students are there. Continue it there, or rename the task for a study of its own."
+            )
+        study.set_user_attr("directory", home)
     stored = study.user_attrs.get("fingerprint")
     if stored is None:  # new, or died before it was described: nothing has been tried yet
         with warnings.catch_warnings():
@@ -70,6 +80,28 @@ def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping
             "would not be comparable with new ones. Restore what changed, or give this run another --dir."
         )
     return study
+
+
+def require_same_teacher(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """The teacher behaves as when the study was created, up to what another machine's rounding explains.
+
+    Its weights can be the same and its code, the score or the mask another: that shows here.
+
+    Raises:
+        StudyError: lists what differs, with both values.
+    """
+    changed = []
+    for name in sorted(set(stored) & set(current)):
+        old, new = stored[name], current[name]
+        both_numbers = isinstance(old, float) and isinstance(new, float)
+        if not (math.isclose(old, new, rel_tol=1e-3, abs_tol=1e-6) if both_numbers else old == new):
+            changed.append(f"{name} ({old} then, {new} now)")
+    if changed:
+        raise StudyError(
+            f"The teacher or how it is scored changed since the study was created: {', '.join(changed)}. Its "
+            "trials would not be comparable with new ones. Restore what changed, or give this run another "
+            "--dir."
+        )
 
 
 def differences(stored: Any, current: Any, name: str = "") -> list[str]:

@@ -25,9 +25,11 @@ class MLP:
 
     def refuses(self, span: Span) -> str | None:
         try:
-            span_map(span, 1)
+            linear = span_map(span, 1)
         except ValueError as error:
             return str(error)
+        if max(linear.stride) > 1:
+            return "mlp reads single pixels, and of a map that shrinks most would be read by nothing"
         return None
 
     def size(self, span: Span, width: float) -> int:

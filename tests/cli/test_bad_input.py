@@ -60,7 +60,7 @@ CASES = {
     "not iterable": ("calibration=lambda: 3", ("calibration", "iterable")),
     "a batch that does not fit": (
         "validation=lambda: [(torch.zeros(4, 5), torch.zeros(4).long())]",
-        ("fails on a batch", "(4, 5)", "mat1 and mat2"),
+        ("fails on validation batch 0", "(4, 5)", "mat1 and mat2"),
     ),
     "a calibration batch that does not fit": (
         "calibration=lambda: [(torch.zeros(9, 5), torch.zeros(9).long())]",
@@ -68,7 +68,7 @@ CASES = {
     ),
     "a later calibration batch that does not fit": (
         "calibration=lambda: [*tasks.split(tasks.blobs(64, 2)), torch.zeros(4, 5)]",
-        ("fails on a batch", "(4, 5)"),
+        ("fails on calibration batch", "(4, 5)"),
     ),
     "a batch without a tensor": ("calibration=lambda: ['text']", ("tensor",)),
     "nan activations": (

@@ -14,7 +14,7 @@ from spansearch.students import refusal, student_cost
 def seeds_of(kind: str, tmp_path: Path, **changes: Any) -> tuple[ss.Study, list[dict]]:
     study = ss.Study(tasks.make(kind), tmp_path, search=tasks.quick(**changes))
     flops = study.bench.validation.teacher_cost.flops
-    return study, predicted_front(study.space, study.bench.screening, flops)
+    return study, predicted_front(study.space, study.bench.screening, flops, study.bench.refusal)
 
 
 def predicted(study: ss.Study, params: dict) -> tuple[int, float]:
@@ -50,7 +50,7 @@ def test_the_closed_forms_are_a_front_and_nothing_costs_more_than_its_span(
     assert not [(a, b) for a in points for b in points if a != b and a[0] <= b[0] and a[1] <= b[1]]
     assert points == sorted(points, reverse=True)  # the costliest and best first
     rest = splices[len(closed) :]
-    assert {s.family for s in rest} <= {"conv" if kind == "cnn" else "mlp"}
+    assert {s.family for s in rest} <= ({"conv", "mlp"} if kind == "cnn" else {"mlp"})
     assert rest or kind == "mlp"  # of so few channels even a small mlp may cost more than the span
     assert {(s.start, s.stop) for s in rest} <= {(s.start, s.stop) for _, s in closed}
 

@@ -9,8 +9,10 @@ import torch
 from students_for_spans import Glued, Own, Recorded, same, student
 from torch import nn
 
+from spansearch.cost import cost
 from spansearch.errors import SpanError
 from spansearch.spans import find_spans, overlap, splice
+from spansearch.spans.slots import Slot
 
 
 def snapshot(model):
@@ -185,3 +187,18 @@ def test_a_student_of_the_wrong_shape_is_named():
         for wrong in [nn.Linear(6, 5), nn.Unflatten(1, (2, 3)), nn.LSTM(6, 6), Recorded(torch.ones(3, 6))]:
             with pytest.raises(SpanError, match=r"the student must return shape \(N, 6\), got"):
                 splice(model, {found[ends]: wrong})(x)
+
+
+@pytest.mark.parametrize("batch", [4, 7])
+def test_what_is_replaced_costs_nothing_at_any_batch_size(batch):
+    """Fillers ask the meta device for sizes: once for every new size, and no flop counter sees it."""
+    model = m.mlp().eval()
+    found = find_spans(model, torch.randn(4, 6))
+    span = found["input", found.cuts[-1].name]
+    small = splice(model, {span: student(span)})
+    x = torch.randn(batch, 6)
+    assert cost(small, x).flops == cost(student(span), x).flops < cost(model, x).flops
+    asked = [slot._known_sizes for slot in small.modules() if isinstance(slot, Slot)]
+    before = [dict(sizes) for sizes in asked]
+    small(x)
+    assert asked == before and any(asked) == (batch != 4)

@@ -19,24 +19,32 @@ from spansearch.students import Fitted, families, family, fit_student, refusal, 
 
 WIDTHS = (1 / 32, 0.1, 0.25, 0.5, 0.9, 1.0)
 PAIRS = [(family, layout) for family in sorted(families) for layout in BODIES]
-REFUSED = {
-    ("conv", layout)
-    for layout in BODIES
-    if layout.startswith(("vector", "tokens", "pixel")) or layout == "one token"
-} | {
-    ("identity", layout)
-    for layout in BODIES
-    if layout
-    not in (
-        "vector",
-        "tokens",
-        "one token",
-        "map",  # nothing at all; below: pooled
-        "pixel",
-        "map strided to half, channels kept",
-        "map to vector, channels kept",
-    )
-}
+REFUSED = (
+    {
+        ("conv", layout)
+        for layout in BODIES
+        if layout.startswith(("vector", "tokens", "pixel")) or layout == "one token"
+    }
+    | {
+        ("mlp", layout)
+        for layout in BODIES
+        if layout == "map by four" or layout.startswith("map strided")  # one pixel in four would be read
+    }
+    | {
+        ("identity", layout)
+        for layout in BODIES
+        if layout
+        not in (
+            "vector",
+            "tokens",
+            "one token",
+            "map",  # nothing at all; below: pooled
+            "pixel",
+            "map strided to half, channels kept",
+            "map to vector, channels kept",
+        )
+    }
+)
 FITTING = [pair for pair in PAIRS if pair not in REFUSED]
 
 
