@@ -62,7 +62,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except SpanSearchError as error:
-        stop.leave_if_asked()
+        stop.leave_if_asked(error)
         console.print(Text.assemble(("Error: ", "bold red"), str(error)))
         sys.exit(1 if isinstance(error, FailedStudyError) else 2)
     except (KeyboardInterrupt, click.Abort):
@@ -71,7 +71,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        stop.leave_if_asked()
+        stop.leave_if_asked(error)
         where = _line_of_study(error)
         if where is None:  # ours: with its traceback
             raise
@@ -83,7 +83,7 @@ class _Stop:
     """Handles the signals that ask for a stop: wherever the program is, it raises KeyboardInterrupt.
 
     A library may be in the middle of something then, a database of a transaction, and end in an error of its
-    own: after a signal every error is a stop. What was finished is in the storage all the same.
+    own: after a signal every error is a stop, and is shown. What was told is in the storage all the same.
     """
 
     def __init__(self) -> None:
@@ -93,8 +93,11 @@ class _Stop:
         self.asked = True
         raise KeyboardInterrupt
 
-    def leave_if_asked(self) -> None:
+    def leave_if_asked(self, error: Exception) -> None:
         if self.asked:
+            console.print(
+                Text(f"While stopping: {type(error).__name__}: {error}")
+            )  # it may be more than the stop
             self.leave()
 
     def leave(self) -> NoReturn:
