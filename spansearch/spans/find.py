@@ -106,8 +106,9 @@ class Spans:
     def thinned(self, resolution: float) -> Spans:
         """The same with fewer cut points: neighbours enclose at least ``resolution`` of the model's flops.
 
-        Cheap modules go with what precedes them: of a convolution, its norm and its activation the last one's
-        output stays. The ends of the top-level chain always stay.
+        Cheap modules go with what precedes them, unless they change the layout: of a convolution, its norm,
+        its activation and a pooling over all pixels the activation's output stays. The ends of the top-level
+        chain always stay.
         """
         if not 0 <= resolution < 1:
             raise SpanError(f"resolution is a share of the model's flops in [0, 1), got {resolution}.")
@@ -200,7 +201,7 @@ def _thin(chain: Chain, least: float) -> list[int]:
             free.append(k)
         following = chain.flops[k] if k < len(chain.flops) else None
         if free and (following is None or following > 0.1 * least):
-            chosen = next((i for i in reversed(free) if chain.points[i].can_stop), free[-1])
+            chosen = _latest(chain, free)
             kept.append(chosen)
             since = sum(chain.flops[chosen:k])
             free = []
@@ -210,3 +211,10 @@ def _thin(chain: Chain, least: float) -> list[int]:
             kept.pop()
         kept.append(last)
     return kept
+
+
+def _latest(chain: Chain, free: Sequence[int]) -> int:
+    """Of neighbouring points the last one laid out like the first: pooling leaves less to reproduce, but also
+    less to read, and a mask says nothing about its result."""
+    alike = [k for k in free if chain.points[k].layout == chain.points[free[0]].layout]
+    return next((k for k in reversed(alike) if chain.points[k].can_stop), alike[-1])

@@ -76,6 +76,7 @@ class Trace:
     call_counts: dict[str, int]
     activations: dict[int, Activation]
     operators: dict[int, str]  # vertex of an operator -> its autograd name
+    numbers: dict[int, int]  # vertex of an operator -> its number: operators are numbered as they run
     flops: dict[int, int]  # vertex of an operator -> its flops, for the whole batch
     total_flops: int
     uncounted: tuple[str, ...]

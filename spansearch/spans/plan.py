@@ -44,13 +44,16 @@ class Plan:
     With ``substitute`` the first call runs the student and the last one returns its output: exact where the
     calls follow one another and nothing but them lies in the span. Otherwise there is glue between them: the
     student runs where the start activation is read (``capture``), its output takes the stop activation's
-    place where that is made (``emit``). Either way what lies between sees zeros of the right shape: code
-    there may ask for shapes, or compute what is never used.
+    place where a module returns that or, if glue makes it, where a module first reads it (``emit``). Either
+    way what lies between sees zeros of the right shape: code there may ask for shapes, or compute what is
+    never used.
 
     Attributes:
         obstacle: why no student can take its place, or None; the rest means nothing where there is one.
         calls: the outermost module calls wholly inside; they no longer take place.
         capture, emit: where the start can be read and the stop written, the best first.
+        overwrite: glue makes the stop and more than the first call that reads it uses it, so it is not only
+            passed on to that call but written into the tensor that all of them hold.
         vanished: (path, number) of the calls made inside ``calls``: they no longer take place either.
         ops: vertices of everything computed between start and stop.
         removed_flops: of ``calls``, for the whole batch.
@@ -63,6 +66,7 @@ class Plan:
     substitute: bool
     capture: tuple[Place, ...]
     emit: tuple[Place, ...]
+    overwrite: bool
     vanished: frozenset[tuple[str, int]]
     ops: frozenset[int]
     removed_flops: int
@@ -78,15 +82,17 @@ def make_plan(traced: Trace, start: CutPoint, stop: CutPoint) -> Plan:
     replaced, vanished = _calls_inside(traced, inside, ops)
     removed = frozenset().union(*(traced.calls[index].ops for index in replaced))
     route = _route(traced, replaced, start.vertex, stop.vertex) if removed == ops else None
-    emit = tuple(place for place in stop.places if place.side == "out" and place.path)
-    capture = _captures(traced, start, emit)
+    made = tuple(place for place in stop.places if place.side == "out")
+    emit = made or stop.places[:1]
+    capture = _captures(traced, start, emit[0])
     obstacle = None
     if not stop.can_stop:
         obstacle = (
-            f"{stop.name} is made by glue between modules, where no student's output can take its place"
+            f"{stop.name} is made by glue between modules and read by glue before any module reads it, so no "
+            "student's output can take its place"
         )
     elif not replaced:
-        obstacle = "no module call lies wholly between them"
+        obstacle = f"no module call lies wholly between {start.name} and {stop.name}"
     elif route is None and not capture:
         obstacle = f"no module call reads {start.name} before {stop.name} is made, so no student could either"
     return Plan(
@@ -103,6 +109,7 @@ def make_plan(traced: Trace, start: CutPoint, stop: CutPoint) -> Plan:
         route is not None,
         capture,
         emit,
+        not made and not set(traced.graph.successors[stop.vertex]) <= traced.calls[emit[0].call].ops,
         frozenset((traced.calls[index].path, traced.calls[index].number) for index in vanished),
         ops,
         sum(traced.calls[index].flops for index in replaced),
@@ -112,16 +119,20 @@ def make_plan(traced: Trace, start: CutPoint, stop: CutPoint) -> Plan:
     )
 
 
-def _captures(traced: Trace, start: CutPoint, emit: Sequence[Place]) -> tuple[Place, ...]:
+def _captures(traced: Trace, start: CutPoint, emit: Place) -> tuple[Place, ...]:
     """Where the start can be read before the stop is due; the model's own arguments last, for users pass them
     in any order."""
-    due = emit[0].call if emit else -1
+    due = emit.call
 
     def in_time(place: Place) -> bool:
+        if place.side == "out":
+            return True
+        if emit.side == "in":
+            return place.call < due
         call = place.call
         while call > due:  # a call made during the one that makes the stop begins before that one ends
             call = traced.calls[call].parent
-        return place.side == "out" or place.call <= due or call == due
+        return place.call <= due or call == due
 
     return tuple(sorted(filter(in_time, start.places), key=lambda place: not place.path))
 

@@ -32,13 +32,15 @@ class CutPoint:
         name: the module call that makes it, e.g. ``layer2.0``. ``input`` is the model's own input. A module
             called several times gets ``relu@2`` for its second call; a further output ``lstm[1]``; what glue
             between modules makes (a residual add, a view) is named by the call that reads it: ``norm:input``,
-            or ``mix:input[1]`` for a further argument.
+            or ``mix:input[1]`` for a further argument. What no call reads but the model returns is
+            ``output``.
         shape: of one example, without the batch dimension.
         dtype: floating-point.
         layout: ``vector`` (N, C), ``tokens`` (N, T, C), ``map`` (N, C, H, W), or None where it is none of
             them or its first dimension is not the batch.
         aliases: further names of the same activation, e.g. ``layer2`` for its last block's output.
-        can_stop: a module call returns it, so a student's output can take its place.
+        can_stop: a student's output can take its place: a module call returns it, or one reads it before any
+            glue does, or the model returns it.
     """
 
     name: str
@@ -52,7 +54,7 @@ class CutPoint:
 
 
 def cut_points(traced: Trace) -> dict[int, CutPoint]:
-    """Every activation that a module call returns or reads, by its vertex in the trace."""
+    """Every activation that a module call returns or reads or the model returns, by its vertex."""
     made: dict[int, list[Place]] = {}
     read: dict[int, list[Place]] = {}
     passed: dict[int, list[Place]] = {}
@@ -64,11 +66,14 @@ def cut_points(traced: Trace) -> dict[int, CutPoint]:
         for leaf, vertex in call.inputs.items():
             read.setdefault(vertex, []).append(Place(call.path, call.number, "in", leaf, index))
     points = {}
+    inside = any(call.path for call in traced.calls)
     for vertex, activation in traced.activations.items():
         # calls are numbered as they begin, so of nested calls the innermost has the highest number
         makers = [place for place in reversed(made.get(vertex, [])) if place.path]
         readers = read.get(vertex, [])
         is_input = vertex == traced.source
+        if not makers and not is_input and not readers and inside:
+            makers = made.get(vertex, [])  # the model's own output, made by glue
         inner = [] if is_input else makers or [place for place in readers if place.path]
         further = [place for place in passed.get(vertex, []) if place.path]
         names = [*(["input"] if is_input else []), *_names(traced, inner)]
@@ -80,11 +85,17 @@ def cut_points(traced: Trace) -> dict[int, CutPoint]:
             activation.dtype,
             _layout(activation.shape, traced.batch_size),
             tuple(names[1:] + _names(traced, further)),
-            bool(makers) and not is_input,
+            not is_input and (bool(makers) or _read_first(traced, vertex, inner[0])),
             vertex,
             (*makers, *readers),
         )
     return points
+
+
+def _read_first(traced: Trace, vertex: int, reader: Place) -> bool:
+    """Does this call read an activation before any operator outside it does?"""
+    begun = traced.calls[reader.call].first_node
+    return all(traced.numbers.get(user, begun) >= begun for user in traced.graph.successors[vertex])
 
 
 def _names(traced: Trace, places: list[Place]) -> list[str]:
@@ -98,6 +109,10 @@ def _names(traced: Trace, places: list[Place]) -> list[str]:
 
 def _name(traced: Trace, place: Place) -> str:
     call = traced.calls[place.call]
+    if not call.path:
+        taken = any(other.path == "output" for other in traced.calls)
+        name = "model:output" if taken else "output"
+        return name if place.leaf == min(call.outputs) else f"{name}[{place.leaf}]"
     name = call.path
     if traced.call_counts[call.path] > 1:
         name += f"@{call.number + 1}"

@@ -280,19 +280,40 @@ class CaptureHook:
 
 
 class EmitHook:
-    """Puts the student's output in the place of the stop activation in what a module returns."""
+    """Puts the student's output in the place of the stop activation in what a module returns or is given.
 
-    def __init__(self, relay: Relay, number: int, total: int, leaf: int) -> None:
-        self.relay, self.number, self.leaf = relay, number, leaf
+    Args:
+        overwrite: write it into the tensor that is there as well: others hold it and read it later.
+    """
+
+    def __init__(self, relay: Relay, number: int, total: int, leaf: int, overwrite: bool = False) -> None:
+        self.relay, self.number, self.leaf, self.overwrite = relay, number, leaf, overwrite
         self.counter = CallCounter(total)
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """As a forward pre-hook with keyword arguments."""
+        return self._emit((args, kwargs))
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
         """As a forward hook."""
+        return self._emit(output)
+
+    def _emit(self, given: Any) -> Any:
         if self.counter.next() != self.number or self.relay.orphaned:
             return None
-        leaves, structure = flatten(output)
-        leaves[self.leaf] = self.relay.take()
-        return unflatten(leaves, structure)
+        leaves, structure = flatten(given)
+        old, new = leaves[self.leaf], self.relay.take()
+        if self.overwrite:
+            _overwrite(old, new)
+            return None
+        return unflatten([new if leaf is old else leaf for leaf in leaves], structure)
+
+
+def _overwrite(old: Tensor, new: Tensor) -> None:
+    """Write values into a tensor that others hold, gradients of the new ones included."""
+    if old.grad_fn is not None and not old._is_view() and not torch.compiler.is_compiling():
+        old.detach_()  # what made it may have kept it for a backward pass that its values no longer need
+    old.copy_(new)
 
 
 class ResetHook:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -130,9 +130,16 @@ def _orphan(module: nn.Module, current: set[Relay]) -> None:
 def _emit(model: nn.Module, span: Span, relay: Relay, remaining: _Remaining) -> CallCounter:
     place = remaining.first(span.plan.emit, span)
     total = remaining.total(place.path, span.plan.totals[place.path])
-    hook = EmitHook(relay, remaining.number(place.path, place.number), total, place.leaf)
-    hooks = _submodule(model, place.path)._forward_hooks
-    _submodule(model, place.path).register_forward_hook(hook.after)
+    number = remaining.number(place.path, place.number)
+    hook = EmitHook(relay, number, total, place.leaf, span.plan.overwrite)
+    module = _submodule(model, place.path)
+    hooks: dict[int, Any]
+    if place.side == "out":
+        hooks = module._forward_hooks
+        module.register_forward_hook(hook.after)
+    else:
+        hooks = module._forward_pre_hooks
+        module.register_forward_pre_hook(hook.before, with_kwargs=True)
     for key, earlier in list(hooks.items()):  # of an earlier splice: to read what is emitted here
         if isinstance(getattr(earlier, "__self__", None), CaptureHook):
             hooks[key] = hooks.pop(key)

@@ -88,6 +88,7 @@ def _finish(recorder: _Recorder, inputs: Inputs, tally: FlopTally, name: str) ->
         recording.counts,
         activations,
         flow.names,
+        flow.numbers,
         flops,
         tally.total,
         tally.uncounted,

@@ -80,9 +80,8 @@ def test_the_residual_cnn():
         found["layer1", "layer2"] is not None and found["layer1", "layer2"] == found["layer1.1", "layer2.0"]
     )
     assert found["layer1.0", "layer2.0"].modules == ("layer1.1", "layer2")
-    stops = {span.stop.name for span in found}
-    assert not any(name.endswith(":input") for name in stops)
-    with pytest.raises(SpanError, match=r"layer1.0:input is made by glue between modules"):
+    assert found["input", "layer1.0:input"].modules == ("stem",)
+    with pytest.raises(SpanError, match=r"no module call lies wholly between stem and layer1.0:input"):
         found["stem", "layer1.0:input"]
 
 
@@ -169,14 +168,19 @@ def test_train_mode_that_fails_is_noted():
 
 def test_glue_that_reads_first():
     found = find_spans(m.Gate().eval(), torch.randn(4, 6))
-    assert top(found) == ["input", "b:input", "d:input"]
+    assert top(found) == ["input", "b:input", "d:input", "output"]
     assert nested(found) == [["input", "a"], ["b:input", "b"], ["d:input", "c:input", "c"], ["d:input", "d"]]
     assert [name for _, name in names(found)] == [
+        "input -> output",
+        "b:input -> output",
+        "d:input -> output",
         "input -> a",
         "b:input -> b",
         "c:input -> c",
         "d:input -> d",
     ]
+    with pytest.raises(SpanError, match="b:input is made by glue between modules and read by glue before"):
+        found["input", "b:input"]
     with pytest.raises(SpanError, match="no module call reads d:input before c is made"):
         found["d:input", "c"]
 

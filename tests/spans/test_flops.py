@@ -24,7 +24,13 @@ def test_thinned_keeps_what_costs_and_adds_up():
             if len(chain.flops) > 1:
                 assert all(flops >= resolution * found.flops for flops in chain.flops)
         assert {s.name for s in thin} <= {s.name for s in found}
-    assert [p.name for p in found.thinned(0.02).cuts] == ["input", "stem", "layer1.0", "layer1.1", "fc"]
+    assert [p.name for p in found.thinned(0.02).cuts] == [
+        "input",
+        "layer1.0:input",
+        "layer1.0",
+        "layer1.1",
+        "fc",
+    ]
     with pytest.raises(SpanError, match="left out at this resolution"):
         found.thinned(0.2)["stem", "layer1.0"]
     with pytest.raises(SpanError, match=r"\[0, 1\), got 1.0"):

@@ -98,11 +98,12 @@ def programs(draw) -> tuple[Step, ...]:
 
 @dataclass
 class Node:
-    """A vertex of the net as its author sees it: its names, and whether a module call makes it."""
+    """A vertex of the net as its author sees it: its names, and whether a student's output can take its
+    place: a module call makes it, or one reads it before glue does, or the net returns it."""
 
     reads: tuple[str, ...]
     names: tuple[str, ...] = ()
-    made: bool = False
+    writable: bool = False
     call: bool = False  # the node is all a leaf module does
 
 
@@ -122,11 +123,11 @@ def drawn(program: Program) -> dict[str, Node]:
             )  # a Sequential's last entry names it
         elif step.kind == "branch":
             nodes[f"{i}.up"] = Node(reads, (f"{path}.up",), True, True)
-            nodes[f"{i}.act"] = Node((f"{i}.up",), (f"{path}.down:input",))
+            nodes[f"{i}.act"] = Node((f"{i}.up",), (f"{path}.down:input",), True)
             nodes[f"{i}.down"] = Node((f"{i}.act",), (f"{path}.down",), True, True)
             nodes[str(i)] = Node((*reads, f"{i}.down"), (path,), True)
         elif step.kind == "mix":
-            nodes[f"{i}.cat"] = Node(reads, (f"{path}.fc:input",))
+            nodes[f"{i}.cat"] = Node(reads, (f"{path}.fc:input",), True)
             nodes[str(i)] = Node((f"{i}.cat",), (path,), True, True)
         else:
             nodes[str(i)] = Node(reads, (path,), True, True)
@@ -142,7 +143,12 @@ def drawn(program: Program) -> dict[str, Node]:
         reader = f"parts.m{i}.0" if step.kind == "twice" else f"parts.m{i}"  # not a Sequential
         for k in live:
             node = nodes[str(step.reads[k])]
+            if not node.names:
+                earlier = [s for n, s in enumerate(program.steps[:i]) if str(n) in used or s.kind in MODULES]
+                node.writable = not any(step.reads[k] in s.reads for s in earlier)
             node.names = node.names or (f"{reader}:input" + (f"[{k}]" if k > live[0] else ""),)
+    if not nodes[last].names:
+        nodes[last].names, nodes[last].writable = ("output",), True
     return {key: node for key, node in nodes.items() if key in used}
 
 
@@ -170,7 +176,7 @@ def legal_by_definition(program: Program) -> dict[tuple[str, str], tuple[str, st
     found = {}
     for start, first in nodes.items():
         for stop, end in nodes.items():
-            if start == stop or not first.names or not end.made:
+            if start == stop or not first.names or not end.writable:
                 continue
             inside = backwards(nodes, stop, start)
             from_start = start in backwards(nodes, stop, "none")
@@ -199,11 +205,18 @@ class OwnPart(nn.Module):
 
 
 def is_due_too_early(program: Program, start: str, stop: str) -> bool:
-    """The limit that find_spans names: the only modules that read a start made by glue run after the stop."""
+    """The limit that find_spans names: the only modules that read a start made by glue run when the stop is
+    made, or where glue makes that, with or after the one that reads it first."""
     if start == "-1" or not start.isdigit() or program.steps[int(start)].kind in MODULES:
         return False
-    readers = [i for i, s in enumerate(program.steps) if s.kind in MODULES and int(start) in s.reads]
-    return readers[0] > int(stop.split(".")[0])
+
+    def first_reader(line: int) -> int:
+        readers = [i for i, s in enumerate(program.steps) if s.kind in MODULES and line in s.reads]
+        return readers[0] if readers else len(program.steps)
+
+    if stop.isdigit() and program.steps[int(stop)].kind in GLUE:
+        return first_reader(int(start)) >= first_reader(int(stop))
+    return first_reader(int(start)) > int(stop.split(".")[0])
 
 
 @settings(max_examples=25, deadline=None)
