@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -82,3 +85,29 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     if isinstance(batch, Mapping):  # before tree_map, which does not know a tokenizer's BatchEncoding
         return {key: to_device(value, device) for key, value in batch.items()}
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
+
+
+def hash_of(batches: Iterable[Batch]) -> str:
+    """A hash of everything in some batches, the same in every process."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for leaf in pytree.tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch):
+            add_to_hash(digest, leaf)
+    return digest.hexdigest()
+
+
+def add_to_hash(digest: Any, value: object) -> None:
+    """Take a tensor's dtype, shape and bytes, or anything else as text, into a digest of hashlib."""
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
+        if math.prod(plain.shape):
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    else:
+        digest.update(json.dumps(value, default=_text).encode())
+
+
+def _text(value: object) -> str:
+    """An object as text; of one that would only name its place in memory, its type."""
+    silent = type(value).__repr__ is object.__repr__ and type(value).__str__ is object.__str__
+    return type(value).__qualname__ if silent else str(value)

@@ -1,5 +1,10 @@
 """What bad input gets: every error says what was expected, what came, why it matters and what to do."""
 
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
 
 class SpanSearchError(Exception):
     """Base of everything spansearch raises on purpose; the command line prints it without a traceback."""
@@ -23,3 +28,44 @@ class FamilyError(SpanSearchError, ValueError):
 
 class StudyError(SpanSearchError, RuntimeError):
     """A study cannot be created, resumed or read: another study's storage, changed settings, a full disk."""
+
+
+class SaveError(StudyError):
+    """What was to be kept could not be written, or its storage not be used."""
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and every one that led to it."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            waiting += [one.__cause__, one.__context__]
+
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+
+
+def unsaved(error: BaseException) -> BaseException | None:
+    """The error that kept something from being saved, of one and what led to it; None where nothing did."""
+    for one in chain(error):
+        if isinstance(one, SaveError) or (isinstance(one, OSError) and one.errno in _DISK):
+            return one
+    return None
+
+
+def pass_on_stop(error: Exception) -> None:
+    """Raise KeyboardInterrupt where that is what a library made an error of: the user wants to stop.
+
+    For those who make something of any error: a failed trial, a figure that is missing.
+
+    Raises:
+        KeyboardInterrupt: as said. SaveError: something could not be saved on the way.
+    """
+    if any(isinstance(one, KeyboardInterrupt) for one in chain(error)):
+        if unsaved(error):
+            raise SaveError(f"{type(error).__name__}: {error}. What was kept before is intact.") from error
+        raise KeyboardInterrupt from error

@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from spansearch.cost import parameter_count
-from spansearch.errors import SpanSearchError, StudyError
+from spansearch.errors import SpanSearchError, StudyError, pass_on_stop
 from spansearch.evaluate import Measures
 from spansearch.fit import find_rate
 from spansearch.recipe import Recipe, Splice
@@ -44,6 +44,13 @@ class Outcome:
     def values(self) -> tuple[float, float] | None:
         """(loss, flops) as told to Optuna."""
         return (loss(self.measures), float(self.measures.flops)) if self.measures is not None else None
+
+
+def failed(error: Exception, details: dict[str, Any] | None = None) -> Outcome:
+    """The outcome of a proposal that ended in an error; KeyboardInterrupt where that was the user's stop."""
+    pass_on_stop(error)
+    reason = str(error) if isinstance(error, SpanSearchError) else f"{type(error).__name__}: {error}"
+    return Outcome("failed", details={**(details or {}), "reason": reason})
 
 
 def loss(measures: Measures) -> float:
@@ -109,10 +116,8 @@ class Proposals:
             outcome = self._carry_out(one, self.space.span(one), details, seconds)
         except StudyError:
             raise
-        except SpanSearchError as error:
-            outcome = Outcome("failed", details={**details, "reason": str(error)})
-        except Exception as error:  # a family, a score or a model of the user's
-            outcome = Outcome("failed", details={**details, "reason": f"{type(error).__name__}: {error}"})
+        except Exception as error:  # ours, or of a family, a score or a model of the user's
+            outcome = failed(error, details)
         seconds["total"] = time.perf_counter() - started
         return outcome
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spansearch.batches import batch_size, cloned
 from spansearch.cost import countable
-from spansearch.errors import DataError, StudyError
+from spansearch.errors import DataError, SaveError
 from spansearch.spans import CutPoint, copy_model
 from spansearch.spans.taps import Tap, tapped
 from spansearch.task import Task
@@ -98,7 +98,7 @@ def record(
         TaskError: no batches, or one that does not fit the model.
         DataError: NaN or infinite activations (says where), activations that ``dtype`` cannot hold, fewer
             than two examples in a part, batches whose activations differ in shape, or no directory.
-        StudyError: files cannot be written (the disk is full).
+        SaveError: files cannot be written (the disk is full).
     """
     columns = {
         (point.name, part): _Column(point.name, point.shape, dtype) for point in points for part in PARTS
@@ -216,7 +216,7 @@ class _Column:
                 while left:
                     left = left[self.file.write(left) :]
         except OSError as error:
-            raise StudyError(
+            raise SaveError(
                 f"record: cannot write activations to {directory or 'the activations directory'}: "
                 f"{error.strerror or error}. Free disk space there or raise the memory budget, then run the "
                 "same command again."

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
-from spansearch.batches import Batch, batch_size, cloned, examples
-from spansearch.errors import StudyError
+from spansearch.batches import Batch, batch_size, cloned, examples, hash_of
+from spansearch.errors import StudyError, pass_on_stop
 from spansearch.evaluate import Evaluator, Measures
 from spansearch.front import bootstrap_interval, hypervolume, non_dominated
 from spansearch.proposal import Outcome, loss
 from spansearch.recipe import Splice
+from spansearch.workbench import Workbench
 
 MEASURES = ("flops", "params", "score_drop", "divergence", "flops_ratio", "params_ratio")
 GROUP = 8  # examples resampled together: enough groups of a few hundred examples, few enough runs
 StoredTrial = tuple[int, Splice | None, Outcome]
+Load = Callable[[Splice | None, Outcome], nn.Module]
+"""Makes a trial's model."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +148,29 @@ def _value(measures: Measures | None, name: str) -> float:
     return loss(measures) if name == "score_drop" else float(getattr(measures, name))
 
 
+def members_of(chosen: Sequence[StoredTrial], scored: Mapping[str, Any], load: Load) -> tuple[Member, ...]:
+    """The members that chosen trials stand for; ``scored``: their figures on test, by trial number."""
+    return tuple(
+        Member(
+            number,
+            (splice,),
+            outcome.measures,
+            scored.get(str(number)),
+            (float(outcome.details.get("width", 1.0)),),
+            (int(outcome.details.get("student_params", 0)),),
+            partial(load, splice, outcome),
+        )
+        for number, splice, outcome in chosen
+        if splice is not None and outcome.measures is not None
+    )
+
+
 def group_scores(evaluator: Evaluator, model: nn.Module) -> list[float] | None:
     """A model's score on every group of a few examples; None for a score that only whole splits have."""
     try:
         return [evaluator.task.measure(model, [cloned(group)]) for group in _groups(evaluator.batches)]
-    except Exception:  # e.g. a correlation: it may say so in any way
+    except Exception as error:  # e.g. a correlation: it may say so in any way
+        pass_on_stop(error)
         return None
 
 
@@ -172,6 +194,38 @@ def score_on_test(
         "ci95": list(interval) if interval else None,
         "divergence": measures.divergence,
     }
+
+
+def scores_on_test(
+    bench: Workbench,
+    chosen: Sequence[StoredTrial],
+    known: dict[str, Any],
+    load: Load,
+    seed: int,
+) -> dict[str, Any]:
+    """Figures of the chosen trials on the test split: what is known of it, and what is missing measured.
+
+    The split is read every time: figures on another one are no longer comparable and are taken again.
+
+    Args:
+        known: score_on_test by trial number, ``teacher``: its score, ``data``: a hash of the split.
+
+    Returns:
+        ``known`` itself where nothing had to be measured.
+    """
+    if not chosen:
+        return known
+    missing = [trial for trial in chosen if str(trial[0]) not in known]
+    data = hash_of(bench.test.batches if missing else bench.task.batches("test"))
+    if known.get("data", data) != data:
+        known, missing = {}, list(chosen)
+    if not missing:
+        return known
+    teacher_scores = group_scores(bench.test, bench.teacher)
+    found = {**known, "teacher": bench.test.teacher_score, "data": data}
+    for number, splice, outcome in bench.track(missing, "scoring on test"):
+        found[str(number)] = score_on_test(bench.test, load(splice, outcome), teacher_scores, seed)
+    return found
 
 
 def _interval(

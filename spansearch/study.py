@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +14,12 @@ from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
-from spansearch.errors import StudyError
-from spansearch.proposal import Outcome, Proposals, Rates, rebuild
+from spansearch.errors import StudyError, TaskError, pass_on_stop, unsaved
+from spansearch.proposal import Outcome, Proposals, Rates, failed, rebuild
 from spansearch.recipe import Splice
 from spansearch.record import Track, untracked
-from spansearch.results import Front, Member, StoredTrial, group_scores, score_on_test, select, summarise
-from spansearch.search import RidgeRule, Search, SeededSampler, Space, predicted_front
+from spansearch.results import Front, StoredTrial, members_of, scores_on_test, select, summarise
+from spansearch.search import RefusedError, Search, SeededSampler, Space, predicted_front
 from spansearch.spans import Spans
 from spansearch.store import (
     NoStudyError,
@@ -27,20 +27,31 @@ from spansearch.store import (
     database_errors,
     find_study,
     open_study,
+    read_study,
     remember_source,
     require_same_teacher,
     run_lock,
+    source_of,
 )
 from spansearch.students import refusal
 from spansearch.task import Task
-from spansearch.trials import FINISHED, duplicate, outcome_of, settled, streak, suggest, tell
-from spansearch.workbench import Workbench, hash_of
+from spansearch.trials import (
+    FINISHED,
+    Seen,
+    duplicate,
+    outcome_of,
+    remember,
+    settled,
+    streak,
+    suggest,
+    tell,
+)
+from spansearch.workbench import Workbench
 
 log = logging.getLogger("spansearch")
 
 SAME_FAILURES = 10
 OnTrial = Callable[[int, Splice | None, Outcome], None]
-Seen = dict[Splice, tuple[int, Outcome]]
 
 
 class FailedStudyError(StudyError):
@@ -65,6 +76,7 @@ class Study:
     def __init__(
         self,
         task: Task,
+        *,
         directory: str | Path | None = None,
         storage: str | None = None,
         search: Search | None = None,
@@ -73,13 +85,45 @@ class Study:
         source: Path | None = None,
     ) -> None:
         self.task = task
-        self.directory = Path(directory) if directory is not None else Path("runs") / task.name
+        # absolute, for messages and for a process that changes its working directory
+        self.directory = Path("runs" if directory is None else directory).absolute()
+        if directory is None:
+            self.directory /= task.name
         self.search = search or Search()
         self.storage = storage
         self.source = source
         self.bench = Workbench(task, self.directory, self.search, device, track)
         self.files = StudentFiles(self.directory / "students")
         self._optuna: OptunaStudy | None = None
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, directory: str | Path | None = None, seed: int | None = None, **options: Any
+    ) -> Study:
+        """The study of a study file or, given the directory of a run, of the file that was run there.
+
+        Args:
+            path: a Python file with TASK and, if it wants, SEARCH; it is run. Or a run's directory.
+            directory: of the run; for a file only.
+            seed: in place of the study file's.
+            options: ``storage``, ``device``, ``track`` as above.
+
+        Raises:
+            TaskError: the file is missing or no study file. StudyError: the directory does not say which file
+                it was run from.
+        """
+        file = Path(path)
+        if file.is_dir():
+            if directory is not None:
+                raise StudyError(f"{path} is the directory of a run already: leave out --dir (directory=).")
+            file, directory = source_of(file), file
+        task, search = read_study(file)
+        search = Search() if search is None else search
+        if not isinstance(search, Search):
+            raise TaskError(f"{file}: SEARCH must be spansearch.Search(...), got {type(search).__name__}.")
+        if seed is not None:
+            search = replace(search, seed=seed)
+        return cls(task, directory=directory, search=search, source=file, **options)
 
     @property
     def spans(self) -> Spans:
@@ -123,7 +167,9 @@ class Study:
         with run_lock(self.directory), database_errors(self.storage, self.directory):
             try:
                 return self._run(trials, timeout, on_trial)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
+                if unsaved(stop):  # it came while a full disk was being dealt with
+                    raise
                 return "interrupted"
 
     def front(
@@ -132,9 +178,10 @@ class Study:
         """The members no other model beats in both measures, selected on validation.
 
         Args:
-            x, y: recorded measures: flops, params, score_drop, divergence.
-            split: ``test`` scores the members on the test split where that has not happened yet, and
-                remembers it; it never changes who is a member.
+            x, y: recorded measures: flops, params, score_drop, divergence. A score_drop is ranked as the
+                search's loss: a drop below 0 counts as 0, and of equal drops the lower divergence is better.
+            split: ``test`` reads the test split, scores the members on it where that has not happened yet,
+                and remembers it; it never changes who is a member.
         """
         with database_errors(self.storage, self.directory):
             return self._front(x, y, split)
@@ -152,35 +199,17 @@ class Study:
         finished = study.get_trials(deepcopy=False, states=FINISHED)
         trials: list[StoredTrial] = [(trial.number, *outcome_of(trial)) for trial in finished]
         chosen = select(trials, x, y)
-        scored: dict[str, Any] = dict(study.user_attrs.get("test", {}))
-        missing = [trial for trial in chosen if str(trial[0]) not in scored] if split == "test" else []
-        if missing:
+        scored: dict[str, Any] = study.user_attrs.get("test", {})
+        if split == "test":
             seed = int(study.user_attrs["fingerprint"]["search"]["seed"])
-            data = hash_of(self.bench.test.batches)
-            if scored.get("data", data) != data:  # another test split: figures on the old one are no longer
-                scored, missing = {}, chosen  # comparable
-            teacher_scores = group_scores(self.bench.test, self.bench.teacher)
-            for number, splice, outcome in self.bench.track(missing, "scoring on test"):
-                model = self._load(splice, outcome)
-                scored[str(number)] = score_on_test(self.bench.test, model, teacher_scores, seed)
-            scored.update(teacher=self.bench.test.teacher_score, data=data)
-            study.set_user_attr("test", scored)
+            found = scores_on_test(self.bench, chosen, scored, self._load, seed)
+            if found is not scored:
+                study.set_user_attr("test", found)
+            scored = found
         attributes = dict(study.user_attrs)
         attributes["teacher"] = {**attributes.get("teacher", {}), "test_score": scored.get("teacher")}
         running = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-        members = tuple(
-            Member(
-                number,
-                (splice,),
-                outcome.measures,
-                scored.get(str(number)),
-                (float(outcome.details.get("width", 1.0)),),
-                (int(outcome.details.get("student_params", 0)),),
-                functools.partial(self._load, splice, outcome),
-            )
-            for number, splice, outcome in chosen
-            if splice is not None and outcome.measures is not None
-        )
+        members = members_of(chosen, scored, self._load)
         return Front(x, y, members, summarise(self.task.name, trials, running, chosen, attributes))
 
     def _load(self, splice: Splice | None, outcome: Outcome) -> nn.Module:
@@ -239,7 +268,8 @@ class Study:
             if on_trial is not None:
                 on_trial(trial.number, splice, outcome)
             if outcome.state == "failed":
-                log.warning("trial %d failed: %s: %s", trial.number, splice, outcome.details["reason"])
+                what = "" if splice is None else f"{splice}: "
+                log.warning("trial %d failed: %s%s", trial.number, what, outcome.details["reason"])
             failures = streak(failures, outcome)
             if len(failures) >= SAME_FAILURES:
                 raise FailedStudyError(
@@ -252,11 +282,10 @@ class Study:
         params = suggest(trial, self.space)
         try:
             splice = self.space.decode(params)
-        except ValueError as error:
+        except RefusedError as error:
             return None, Outcome("pruned", details={"reason": str(error)})
         except Exception as error:  # a user's family
-            reason = f"{type(error).__name__}: {error}"
-            return None, Outcome("failed", details={"reason": reason})
+            return None, failed(error)
         if splice in seen and settled(seen[splice][1]):
             return splice, duplicate(*seen[splice])
         outcome = proposals.carry_out(splice)
@@ -269,9 +298,10 @@ class Study:
         try:
             splice = self.space.decode(params)
             return splice not in seen and not refusal(splice.family, self.space.span(splice), splice.size)
-        except ValueError:
+        except RefusedError:
             return False
-        except Exception:  # a user's family: the trial will say what is wrong with it
+        except Exception as error:  # a user's family: the trial will say what is wrong with it
+            pass_on_stop(error)
             return True
 
     def _prepare(self, study: OptunaStudy) -> tuple[Proposals, Seen]:
@@ -280,6 +310,8 @@ class Study:
         if "teacher" not in study.user_attrs:
             study.set_user_attr("teacher", described)
         require_same_teacher(study.user_attrs["teacher"], described)
+        for name, reason in self.space.unfit.items():
+            log.info("%s: the family %s fits no span and is left out: %s", self.task.name, name, reason)
         self.bench.require_legal_span(self.space.spans)
         self.bench.recording  # noqa: B018  # now, not in the middle of the first fit
         if "seeds" not in study.user_attrs:
@@ -287,28 +319,16 @@ class Study:
             flops = teacher.teacher_cost.flops
             seeds = predicted_front(self.space, self.bench.screening, flops, self.bench.refusal)
             study.set_user_attr("seeds", seeds)
-        rule, known, linear = RidgeRule(), [], {}
-        seen: Seen = {}
-        for trial in study.get_trials(deepcopy=False, states=FINISHED):
-            splice, outcome = outcome_of(trial)
-            if splice is None or "duplicate_of" in outcome.details:
-                continue
-            if outcome.state != "failed":
-                seen[splice] = (trial.number, outcome)
-            baseline = outcome.details.get("linear_divergence")
-            if baseline is not None:
-                linear[splice.span_name] = baseline
-            if outcome.measures is not None:
-                known.append((outcome.measures.flops, outcome.measures.divergence))
-                if baseline is not None:
-                    rule.learn(outcome.measures.divergence, baseline)
-                elif splice.family == "ridge":
-                    linear.setdefault(splice.span_name, outcome.measures.divergence)
+        memory = remember(study)
         study.sampler = SeededSampler(
             self.space.distributions,
             study.user_attrs["seeds"],
             self.search.seed,
-            worthwhile=lambda params: self._is_new(params, seen),
+            worthwhile=lambda params: self._is_new(params, memory.seen),
         )
         rates = Rates(study.user_attrs.get("rates", {}))
-        return Proposals(self.bench, self.space, self.search, self.files, rule, rates, known, linear), seen
+        proposals = Proposals(
+            *(self.bench, self.space, self.search, self.files),
+            *(memory.rule, rates, memory.known, memory.linear),
+        )
+        return proposals, memory.seen

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import math
 import re
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +21,7 @@ from spansearch.batches import (
     cloned,
     describe,
     examples,
+    hash_of,
     head,
     main_output,
     to_device,
@@ -39,7 +38,6 @@ __all__ = [
     "examples",
     "head",
     "main_output",
-    "read_study",
     "to_device",
 ]
 
@@ -159,6 +157,28 @@ class Task:
                 "DataLoader, or make the generator inside the callable."
             )
 
+    def hashes(self, split: Split, compared: int | None = None) -> list[str]:
+        """A hash of every batch of a split, which must be the same in every pass.
+
+        Args:
+            compared: how many batches of a second pass are compared with the first; None compares all.
+
+        Raises:
+            TaskError: a second pass gives other batches; and what ``batches`` raises.
+        """
+        first = [hash_of([batch]) for batch in self.batches(split)]
+        again = [hash_of([batch]) for batch in islice(self.batches(split), compared)]
+        if again != first[:compared]:
+            differs = (k for k, (one, other) in enumerate(zip(first, again, strict=False)) if one != other)
+            number = next(differs, min(len(first), len(again)))
+            raise TaskError(
+                f"Task {self.name!r}: {split}() gives other batches when it is called again (batch {number} "
+                "differs). The callables must give the same examples in the same order in every pass: what "
+                "is fitted, measured and resumed in one pass is compared with another. Use shuffle=False, or "
+                "make a seeded generator inside the callable; no random augmentation."
+            )
+        return first
+
     def output(self, model: nn.Module, batch: Batch, name: str = "a batch") -> Tensor:
         """What the model says about a batch: the tensor that is compared with the teacher's.
 
@@ -190,25 +210,29 @@ class Task:
             )
         return value
 
-    def model_batch(self, model: nn.Module, batch: Batch) -> Batch:
+    def model_batch(self, model: nn.Module, batch: Batch, name: str = "a batch") -> Batch:
         """The batch as the model itself is called with it: the same, unless there is a ``forward``.
 
-        Of several calls that ``forward`` makes the first counts.
+        The model runs on it once. Of several calls that ``forward`` makes the first counts.
+
+        Args:
+            name: what messages call the batch.
 
         Raises:
-            TaskError: ``forward`` does not call the model, or in a way that a batch cannot stand for.
+            TaskError: the model does not run on it, ``forward`` does not call the model, or in a way that a
+                batch cannot stand for.
         """
-        if self.forward is None:
-            return batch
         calls: list[tuple[Any, Any]] = []
         handle = model.register_forward_pre_hook(
             lambda _, args, kwargs: calls.append(cloned((args, kwargs))), with_kwargs=True
         )
         try:
             with torch.no_grad():
-                self.output(model, batch)
+                self.output(model, cloned(batch), name)
         finally:
             handle.remove()
+        if self.forward is None:
+            return batch
         if not calls:
             raise TaskError(
                 f"Task {self.name!r}: forward(model, batch) must call model(...); it never does. Spans are "
@@ -277,43 +301,3 @@ def _require_callable(field: str, value: object) -> None:
             f"Task: {field} must be a callable {wanted}, got {type(value).__name__}. A study file must load "
             f"and train nothing when it is read. Wrap it: {field}=lambda: ..."
         )
-
-
-def read_study(path: str | Path) -> tuple[Task, Any]:
-    """TASK and SEARCH (or None) of a study file, which is code and is run.
-
-    Raises:
-        TaskError: the file is missing, fails when run, or has no ``TASK = ss.Task(...)``.
-    """
-    path = Path(path).absolute()
-    if not path.is_file():
-        raise TaskError(f"No study file at {path}. Give the path of a Python file with TASK = ss.Task(...).")
-    spec = importlib.util.spec_from_file_location(f"spansearch_study_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise TaskError(f"{path} is not a Python file (its name must end in .py).")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickling look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[spec.name]
-        line = _line(error, str(path))
-        where = f" at line {line}" if line else ""
-        raise TaskError(f"{path} failed{where}: {type(error).__name__}: {error}") from error
-    task = getattr(module, "TASK", None)
-    if not isinstance(task, Task):
-        got = "no TASK" if task is None else f"TASK of type {type(task).__name__}"
-        raise TaskError(
-            f"{path} has {got}. A study file is a Python file with TASK = spansearch.Task(...) at top level."
-        )
-    return task, getattr(module, "SEARCH", None)
-
-
-def _line(error: BaseException, file: str) -> int | None:
-    """The innermost line of a file that led to an error."""
-    if isinstance(error, SyntaxError) and error.filename == file:
-        return error.lineno
-    lines = [
-        line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file
-    ]
-    return lines[-1] if lines else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -13,11 +14,14 @@ from spansearch.errors import StudyError
 from spansearch.evaluate import Measures
 from spansearch.proposal import Outcome
 from spansearch.recipe import Splice, from_json, to_json
-from spansearch.search import Space
+from spansearch.search import RidgeRule, Space
 
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 FINISHED = tuple(STATES.values())
 KEPT_BY_DUPLICATES = ("student", "student_params", "width", "reason")
+
+Seen = dict[Splice, tuple[int, Outcome]]
+"""By splice the trial that it was tried in, and what became of it."""
 
 
 def suggest(trial: Trial, space: Space) -> dict[str, Any]:
@@ -65,6 +69,44 @@ def outcome_of(trial: FrozenTrial) -> tuple[Splice | None, Outcome]:
     return recipe[0] if recipe else None, Outcome(
         names[trial.state], measured, trial.user_attrs.get("details", {})
     )
+
+
+@dataclass
+class Memory:
+    """What the finished trials of a study taught: a resumed study knows what one that never stopped knows.
+
+    Attributes:
+        rule: the ridge rule with the ratios seen.
+        known: (flops, divergence) of the models measured.
+        linear: divergence of the best linear student by span name.
+        seen: what was tried; failed trials may be tried again.
+    """
+
+    rule: RidgeRule = field(default_factory=RidgeRule)
+    known: list[tuple[int, float]] = field(default_factory=list)
+    linear: dict[str, float] = field(default_factory=dict)
+    seen: Seen = field(default_factory=dict)
+
+
+def remember(study: optuna.Study) -> Memory:
+    """Go through the finished trials in the order they were made."""
+    memory = Memory()
+    for trial in study.get_trials(deepcopy=False, states=FINISHED):
+        splice, outcome = outcome_of(trial)
+        if splice is None or "duplicate_of" in outcome.details:
+            continue
+        if outcome.state != "failed":
+            memory.seen[splice] = (trial.number, outcome)
+        baseline = outcome.details.get("linear_divergence")
+        if baseline is not None:
+            memory.linear[splice.span_name] = baseline
+        if outcome.measures is not None:
+            memory.known.append((outcome.measures.flops, outcome.measures.divergence))
+            if baseline is not None:
+                memory.rule.learn(outcome.measures.divergence, baseline)
+            elif splice.family == "ridge":
+                memory.linear.setdefault(splice.span_name, outcome.measures.divergence)
+    return memory
 
 
 def settled(outcome: Outcome) -> bool:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from spansearch.batches import Batch, arguments, head
+from spansearch.batches import Batch, add_to_hash, arguments, head
 from spansearch.errors import SpanError, TaskError
 from spansearch.evaluate import Evaluator
 from spansearch.fit import FitData
@@ -72,9 +69,15 @@ class Workbench:
         """Up to 16 examples of the first two calibration batches, as the teacher is called with them.
 
         What spans are found and verified on.
+
+        Raises:
+            TaskError: the teacher cannot be called with them.
         """
         batches = islice(self.task.batches("calibration", self.device), 2)
-        return [self.task.model_batch(self.teacher, head(batch, 16)) for batch in batches]
+        return [
+            self.task.model_batch(self.teacher, head(batch, 16), f"calibration batch {number}")
+            for number, batch in enumerate(batches)
+        ]
 
     @cached_property
     def found(self) -> Spans:
@@ -165,9 +168,16 @@ class Workbench:
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """The task's name, and hashes of the teacher and of the data that steers the search."""
+        """The task's name, and hashes of the teacher and of the data that steers the search.
+
+        Raises:
+            TaskError: the first batch of a split is another one in a second pass.
+        """
         prints = {"task": self.task.name, "teacher": self.teacher_hash}
-        return {**prints, **{split: hash_of(self.task.batches(split)) for split in SPLITS[:2]}}
+        for split in SPLITS[:2]:
+            hashes = self.task.hashes(split, compared=1)  # one more batch tells most loaders that shuffle
+            prints[split] = hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return prints
 
     @cached_property
     def teacher_hash(self) -> str:
@@ -175,24 +185,5 @@ class Workbench:
         state = hashlib.sha256(type(self.teacher).__qualname__.encode())
         for name, tensor in sorted(self.teacher.state_dict().items()):
             state.update(name.encode())
-            _hash(state, tensor)
+            add_to_hash(state, tensor)
         return state.hexdigest()
-
-
-def hash_of(batches: Iterable[Batch]) -> str:
-    """A hash of everything in some batches."""
-    data = hashlib.sha256()
-    for batch in batches:
-        for leaf in pytree.tree_leaves(batch):
-            _hash(data, leaf)
-    return data.hexdigest()
-
-
-def _hash(digest: Any, value: object) -> None:
-    if isinstance(value, Tensor):
-        plain = value.detach().cpu().contiguous()
-        digest.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-        if math.prod(plain.shape):
-            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    else:
-        digest.update(json.dumps(value, default=str).encode())

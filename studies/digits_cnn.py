@@ -92,7 +92,7 @@ class Split(NamedTuple):
 
 
 @cache
-def splits(seed: int = 0) -> dict[str, Split]:
+def splits(seed: int = 1) -> dict[str, Split]:
     """`train`, `validation` and `test`: 1077, 360 and 360 digits, disjoint, each with every class's share.
 
     Pixels are normalised by ONE mean and one deviation, those of the training images: a deviation per pixel
@@ -135,7 +135,11 @@ def batches(split: Split, size: int = 180) -> list[Batch]:
 
 @dataclass(frozen=True)
 class Training:
-    """What a teacher is made with. Whoever changes a value gets another teacher, in another file."""
+    """What a teacher is made with. Whoever changes a value gets another teacher, in another file.
+
+    Of six settings (12 or 18 epochs, rates of 2e-3 and 4e-3, less augmentation, no smoothing) with two seeds
+    each this one had the best validation accuracy, .9972 both times; none was scored on the test digits.
+    """
 
     widths: tuple[int, int, int] = (32, 64, 128)
     epochs: int = 18

@@ -21,7 +21,7 @@ def measures(drop: float, divergence: float) -> Measures:
 
 
 def made(directory: Path, kind: str = "mlp", **search: Any) -> Proposals:
-    study = ss.Study(tasks.make(kind), directory, search=tasks.quick(**search))
+    study = ss.Study(tasks.make(kind), directory=directory, search=tasks.quick(**search))
     files = StudentFiles(directory / "students")
     return Proposals(study.bench, study.space, study.search, files, RidgeRule(), Rates({}), [], {})
 

@@ -28,7 +28,7 @@ MEMBER = {
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> ss.Study:
     directory = tmp_path_factory.mktemp("front")
-    made = ss.Study(tasks.make("cnn"), directory, search=tasks.quick())
+    made = ss.Study(tasks.make("cnn"), directory=directory, search=tasks.quick())
     made.run(16)
     return made
 
@@ -71,7 +71,7 @@ import torch
 torch.set_num_threads(1)
 import tasks
 import spansearch as ss
-study = ss.Study(tasks.make("cnn"), sys.argv[2], search=tasks.quick())
+study = ss.Study(tasks.make("cnn"), directory=sys.argv[2], search=tasks.quick())
 batches = tasks.split(tasks.stripes(96, 3))
 print(json.dumps({m.trial: tasks.accuracy(m.load(), batches) for m in study.front()}))
 """
@@ -147,6 +147,16 @@ def test_the_summary_by_hand() -> None:
     assert summarise("name", [], 0, [], {})["seconds"]["total"] == 0.0
 
 
+def test_a_proposal_that_the_rule_pruned_twice_counts_once() -> None:
+    rule = {"linear": 1.0, "rho": 0.2, "bound": 0.2, "flops": 10, "best": 0.1}
+    fitted = trial(0, measures(0.5, 50), fit={}, seconds={"fitting": 3.0})
+    same, other = Splice("a", "b", "mlp", 2), Splice("a", "b", "mlp", 3)
+    pruned = [(k, s, Outcome("pruned", None, {"rule": rule})) for k, s in enumerate((same, other, same), 1)]
+    found = summarise("name", [fitted, *pruned], 0, [], {})
+    assert found["trials"]["pruned"] == 3
+    assert found["pruning"]["pruned"] == 2 and found["pruning"]["seconds_saved"] == 6.0
+
+
 def test_the_table_has_a_row_a_member_and_the_same_columns_when_empty(
     study: ss.Study, tmp_path: Path
 ) -> None:
@@ -163,7 +173,9 @@ def test_the_table_has_a_row_a_member_and_the_same_columns_when_empty(
     untested = study.front("params", "divergence").to_dataframe()
     assert len(untested) >= 1 and tuple(untested.columns) == COLUMNS
 
-    empty = ss.Study(tasks.make(score=lambda m, b: 0.0), tmp_path, search=tasks.quick(families=("identity",)))
+    empty = ss.Study(
+        tasks.make(score=lambda m, b: 0.0), directory=tmp_path, search=tasks.quick(families=("identity",))
+    )
     empty.run(1)
     assert tuple(type(front)("flops", "flops", (), {}).to_dataframe().columns) == COLUMNS
 
@@ -176,7 +188,9 @@ def test_a_study_without_a_complete_trial_has_an_empty_front(tmp_path: Path) -> 
             raise ValueError("no")
         return 1.0
 
-    made = ss.Study(tasks.make(score=only_the_teacher), tmp_path, search=tasks.quick(families=("lowrank",)))
+    made = ss.Study(
+        tasks.make(score=only_the_teacher), directory=tmp_path, search=tasks.quick(families=("lowrank",))
+    )
     made.run(3)
     front = made.front(split="test")
     assert len(front) == 0 and list(front) == [] and len(front.to_dataframe()) == 0

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from torch import nn
 
 import spansearch as ss
-from spansearch import proposal, trials, workbench
+from spansearch import proposal, results, trials, workbench
 from spansearch import study as loop
 from spansearch.evaluate import Evaluator
 from spansearch.proposal import loss
@@ -33,7 +33,7 @@ def quiet() -> None:
 
 
 def new(directory: Path, kind: str = "mlp", **search: Any) -> ss.Study:
-    return ss.Study(tasks.make(kind), directory, search=tasks.quick(**search))
+    return ss.Study(tasks.make(kind), directory=directory, search=tasks.quick(**search))
 
 
 def table(study: ss.Study) -> list[tuple]:
@@ -271,20 +271,23 @@ def test_other_inputs_are_refused_with_the_fields_that_differ(changed: str, tmp_
     else:
         task = tasks.make(**{changed: lambda: tasks.split(tasks.blobs(100, 50))})
     with pytest.raises(ss.StudyError, match=f"created with other inputs; these differ: {fields}"):
-        ss.Study(task, tmp_path, search=search).run(4)
+        ss.Study(task, directory=tmp_path, search=search).run(4)
     assert table(new(tmp_path)) == before
     assert new(tmp_path, families=("ridge",), memory_budget=1 << 20).run(3) == "done"
 
 
-def test_the_test_split_is_read_for_the_front_alone_and_only_once(tmp_path: Path) -> None:
+def test_the_test_split_is_read_for_the_front_alone_and_scored_on_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reads = []
+    runs = count(monkeypatch, results, "score_on_test")
 
     def test_split() -> list[tasks.Batch]:
         reads.append(1)
         return tasks.split(tasks.blobs(96, 4))
 
     def fresh() -> ss.Study:
-        return ss.Study(tasks.make(test=test_split), tmp_path, search=tasks.quick())
+        return ss.Study(tasks.make(test=test_split), directory=tmp_path, search=tasks.quick())
 
     study = fresh()
     study.run(8)
@@ -292,22 +295,41 @@ def test_the_test_split_is_read_for_the_front_alone_and_only_once(tmp_path: Path
     assert not reads and all(m.test is None for m in study.front())
     assert study.front().summary["teacher"]["test_score"] is None
     scored = study.front(split="test")
-    assert len(reads) == 1 and [m.trial for m in scored] == before
+    assert len(reads) == 1 and [m.trial for m in scored] == before and runs == [len(before)]
     again = fresh().front(split="test")
-    assert len(reads) == 1 and [m.test for m in again] == [m.test for m in scored]
-    assert [m.test for m in fresh().front()] == [m.test for m in scored]
+    assert [m.test for m in again] == [m.test for m in scored] and runs == [len(before)]
+    assert len(reads) == 2  # it may have changed
+    assert [m.test for m in fresh().front()] == [m.test for m in scored] and len(reads) == 2
     other = fresh().front("params", "divergence", split="test")
-    assert len(reads) == 1 + (not {m.trial for m in other} <= set(before))
+    assert runs == [len({m.trial for m in other} | set(before))]
     for member in scored:
         truth = tasks.accuracy(member.load(), tasks.split(tasks.blobs(96, 4)))
         assert member.test is not None and member.test["score"] == truth
+
+
+def test_on_another_test_split_every_member_is_scored_again(tmp_path: Path) -> None:
+    study = new(tmp_path)
+    study.run(8)
+    before = study.front(split="test")
+    other = tasks.split(tasks.blobs(80, 17))
+    changed = ss.Study(tasks.make(test=lambda: other), directory=tmp_path, search=tasks.quick())
+    for found in (changed.front(split="test"), changed.front()):
+        assert [m.trial for m in found] == [m.trial for m in before]
+        for member in found:
+            assert member.test is not None
+            assert member.test["score"] == tasks.accuracy(member.load(), other)
+        teacher = tasks.accuracy(tasks.teacher("mlp"), other)
+        assert found.summary["teacher"]["test_score"] == teacher
+    assert [m.test for m in found] != [m.test for m in before]
+    assert [m.test for m in new(tmp_path).front(split="test")] == [m.test for m in before]  # and back
 
 
 def test_what_the_test_split_says_never_changes_the_front(tmp_path: Path) -> None:
     study = new(tmp_path)
     study.run(8)
     worse = ss.Study(
-        tasks.make(test=lambda: tasks.split((torch.randn(64, 8), torch.zeros(64).long()))), tmp_path
+        tasks.make(test=lambda: tasks.split((torch.randn(64, 8), torch.zeros(64).long()))),
+        directory=tmp_path,
     )
     before = [m.trial for m in study.front()]
     assert [m.trial for m in worse.front(split="test")] == before == [m.trial for m in study.front()]
@@ -331,7 +353,7 @@ class Trouble:
 )
 def test_one_failing_proposal_fails_alone(error: Exception, tmp_path: Path) -> None:
     task = tasks.make(score=Trouble(3, 5, error=lambda: error))
-    study = ss.Study(task, tmp_path, search=tasks.quick(families=("ridge", "lowrank")))
+    study = ss.Study(task, directory=tmp_path, search=tasks.quick(families=("ridge", "lowrank")))
     assert study.run(8) == "done"
     failed = [t for t in study.finished() if t.state is TrialState.FAIL]
     assert len(failed) == 2 and len(study.finished()) == 8
@@ -346,7 +368,7 @@ def test_one_failing_proposal_fails_alone(error: Exception, tmp_path: Path) -> N
 def test_a_score_that_is_not_finite_fails_its_trial(tmp_path: Path) -> None:
     scores = iter([0.9, 0.8, float("nan"), 0.7])
     task = tasks.make(score=lambda model, batches: next(scores))
-    study = ss.Study(task, tmp_path, search=tasks.quick(families=("lowrank",)))
+    study = ss.Study(task, directory=tmp_path, search=tasks.quick(families=("lowrank",)))
     study.run(3)
     assert [t.state.name for t in study.finished()] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert "finite" in study.finished()[1].user_attrs["details"]["reason"]
@@ -355,12 +377,14 @@ def test_a_score_that_is_not_finite_fails_its_trial(tmp_path: Path) -> None:
 def test_ten_alike_stop_with_a_diagnosis_and_nothing_is_lost(tmp_path: Path) -> None:
     calls = iter(range(10_000))
     task = tasks.make(score=Trouble(error=lambda: ValueError(f"no GPU {next(calls)} left")))
-    study = ss.Study(task, tmp_path, search=tasks.quick(families=("lowrank", "mlp"), seeds=6))
+    study = ss.Study(task, directory=tmp_path, search=tasks.quick(families=("lowrank", "mlp"), seeds=6))
     with pytest.raises(FailedStudyError, match=r"10 fits in a row failed alike.*no GPU \d+ left"):
         study.run(60)
     states = [t.state for t in study.finished()]
     assert states.count(TrialState.FAIL) == 10 and TrialState.COMPLETE not in states
-    healthy = ss.Study(tasks.make(), tmp_path, search=tasks.quick(families=("lowrank", "mlp"), seeds=6))
+    healthy = ss.Study(
+        tasks.make(), directory=tmp_path, search=tasks.quick(families=("lowrank", "mlp"), seeds=6)
+    )
     assert healthy.run(len(states) + 4) == "done"
     assert [t.state for t in healthy.finished()][: len(states)] == states
 
@@ -368,7 +392,7 @@ def test_ten_alike_stop_with_a_diagnosis_and_nothing_is_lost(tmp_path: Path) -> 
 def test_failures_of_different_kinds_do_not_stop_it(tmp_path: Path) -> None:
     kinds = iter([ValueError, KeyError] * 50)
     task = tasks.make(score=Trouble(error=lambda: next(kinds)("x")))
-    study = ss.Study(task, tmp_path, search=tasks.quick(families=("lowrank",), seeds=20))
+    study = ss.Study(task, directory=tmp_path, search=tasks.quick(families=("lowrank",), seeds=20))
     assert study.run(14) == "done"
     assert len([t for t in study.finished() if t.state is TrialState.FAIL]) >= 10
 
@@ -445,7 +469,7 @@ def test_before_there_is_a_study(tmp_path: Path) -> None:
 
 def test_a_front_of_a_study_whose_teacher_changed_is_not_loaded(tmp_path: Path) -> None:
     new(tmp_path).run(3)
-    other = ss.Study(tasks.make(seed=1), tmp_path, search=tasks.quick())
+    other = ss.Study(tasks.make(seed=1), directory=tmp_path, search=tasks.quick())
     assert len(other.front()) >= 1
     with pytest.raises(ss.StudyError, match="weights differ"):
         other.front()[0].load()
@@ -453,7 +477,9 @@ def test_a_front_of_a_study_whose_teacher_changed_is_not_loaded(tmp_path: Path) 
 
 def test_members_load_whatever_the_search_settings_are_now(tmp_path: Path) -> None:
     new(tmp_path).run(4)
-    other = ss.Study(tasks.make(), tmp_path, search=ss.Search(families=("ridge",), resolution=0.9, seed=9))
+    other = ss.Study(
+        tasks.make(), directory=tmp_path, search=ss.Search(families=("ridge",), resolution=0.9, seed=9)
+    )
     assert all(isinstance(member.load(), nn.Module) for member in other.front())
 
 
@@ -484,10 +510,10 @@ def test_one_seed_one_search_another_seed_another(tmp_path: Path, whole: ss.Stud
 
 def test_a_shared_storage_url(tmp_path: Path, whole: ss.Study) -> None:
     url = f"sqlite:///{tmp_path}/shared.db"
-    study = ss.Study(tasks.make(), tmp_path / "run", url, tasks.quick())
+    study = ss.Study(tasks.make(), directory=tmp_path / "run", storage=url, search=tasks.quick())
     assert study.run(4) == "done"
     assert not (tmp_path / "run" / "study.db").exists()
-    again = ss.Study(tasks.make(), tmp_path / "run", url, tasks.quick())
+    again = ss.Study(tasks.make(), directory=tmp_path / "run", storage=url, search=tasks.quick())
     assert table_of(again.finished()) == table(whole)[:4]
 
 
@@ -544,7 +570,7 @@ def test_a_teacher_whose_code_changed_is_refused_though_its_weights_are_the_same
     def doubled(model: Any, batches: Any) -> float:
         return 2 * tasks.accuracy(model, batches)
 
-    again = ss.Study(tasks.make(score=doubled), tmp_path, search=tasks.quick())
+    again = ss.Study(tasks.make(score=doubled), directory=tmp_path, search=tasks.quick())
     with pytest.raises(ss.StudyError, match=r"changed since the study was created: score \("):
         again.run(6)
     assert len(again.finished()) == 3
@@ -556,9 +582,101 @@ def test_a_model_whose_spans_are_all_refused_by_replay_is_said_to_have_none(tmp_
             super().__init__()
             self.inner = tasks.teacher("mlp")
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.inner(x) + x.detach().mean(1, keepdim=True) * 0.5
+        def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+            return self.inner(x) + (x if y is None else y).detach().mean(1, keepdim=True) * 0.5
 
-    study = ss.Study(tasks.make(teacher=lambda: Bypassed().eval()), tmp_path, search=tasks.quick())
+    task = tasks.make(
+        teacher=lambda: Bypassed().eval(), forward=lambda model, batch: model(batch[0], 1 * batch[0])
+    )
+    study = ss.Study(task, directory=tmp_path, search=tasks.quick())
     with pytest.raises(ss.SpanError, match=r"no legal span to replace: all .* were refused by replay"):
         study.run(3)
+
+
+def test_a_task_is_all_that_is_given_by_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError, match="positional"):
+        ss.Study(tasks.make(), tmp_path)  # type: ignore[misc]
+    monkeypatch.chdir(tmp_path)
+    assert ss.Study(tasks.make()).directory == tmp_path / "runs" / "tiny_mlp"
+    assert ss.Study(tasks.make(), directory="here").directory == tmp_path / "here"
+
+
+@pytest.mark.parametrize("where", ["refuses", "size"])
+@pytest.mark.parametrize("error", [IndexError, ValueError, ss.FamilyError])
+def test_a_family_that_breaks_when_it_is_asked_fails_its_trials_only(
+    where: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighed, original = [], loop.Study._is_new
+
+    def is_new(study: ss.Study, params: Any, seen: Any) -> bool:
+        weighed.append(params["family"])
+        return original(study, params, seen)
+
+    monkeypatch.setattr(loop.Study, "_is_new", is_new)
+
+    def broken(self: Halved, *_: Any) -> Any:
+        raise error(f"no {where} today")
+
+    ss.register("test_unasked")(type("Unasked", (Halved,), {where: broken, "__module__": __name__}))
+    study = new(tmp_path, families=("ridge", "test_unasked"), seeds=2)
+    assert study.run(30) == "done"
+    assert "test_unasked" in weighed  # the sampler has asked it as well
+    failed = [o for _, o in outcomes(study) if o.state == "failed"]
+    assert failed and all(f"no {where} today" in o.details["reason"] for o in failed)
+    assert any(t.state is TrialState.COMPLETE for t in study.finished())
+    assert not any(o.state == "pruned" and "today" in o.details["reason"] for _, o in outcomes(study))
+
+
+def outcomes(study: ss.Study) -> list[tuple[Any, Any]]:
+    return [outcome_of(trial) for trial in study.finished()]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(proposal, "fit_student"), (Evaluator, "measure"), (loop.Space, "decode")]
+)
+def test_an_interrupt_that_a_library_made_an_error_of_is_still_one(
+    owner: Any, name: str, tmp_path: Path, whole: ss.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = getattr(owner, name), [0]
+
+    def wrapping(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] != 6:
+            return original(*args, **kwargs)
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("a worker went away") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, wrapping)
+        assert new(tmp_path).run(TOTAL) == "interrupted"
+    assert calls == [6]
+    assert new(tmp_path).run(TOTAL) == "done"
+    assert table(new(tmp_path)) == table(whole)
+
+
+def test_families_left_out_are_said_and_do_not_depend_on_what_was_tried(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "spansearch"):
+        new(tmp_path, families=("conv", "ridge", "lowrank")).run(3)
+    said = [line for line in caplog.messages if "the family conv fits no span and is left out" in line]
+    assert len(said) == 1 and "conv reads maps" in said[0]
+    again = new(tmp_path, families=("conv", "ridge", "lowrank"))
+    assert again.run(10) == "done"
+    assert {t.distributions["family"].choices for t in again.finished()} == {("ridge", "lowrank")}
+
+
+def test_a_study_opens_from_its_file_or_its_directory(tmp_path: Path) -> None:
+    file = tasks.study_file(tmp_path / "study.py", "mlp")
+    directory = tmp_path / "here"
+    study = ss.Study.open(file, directory=directory, seed=3)
+    assert study.search.seed == 3 and study.source == file
+    study.run(2)
+    again = ss.Study.open(directory)
+    assert again.directory == directory and [t.number for t in again.finished()] == [0, 1]
+    with pytest.raises(ss.StudyError, match="leave out --dir"):
+        ss.Study.open(directory, directory=tmp_path)
+    with pytest.raises(ss.TaskError, match="SEARCH must be"):
+        ss.Study.open(tasks.study_file(tmp_path / "other.py", "mlp", "SEARCH = 3"))

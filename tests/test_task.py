@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from spansearch.batches import arguments, batch_size, examples, head, main_output, to_device
+from spansearch.batches import arguments, batch_size, examples, hash_of, head, main_output, to_device
 from spansearch.errors import DataError, SpanError, TaskError
-from spansearch.task import Task, read_study
+from spansearch.task import Task
 
 
 def _task(**changes: Any) -> Task:
@@ -149,6 +149,73 @@ def test_a_consumed_generator_behind_an_iterable_is_refused():
     assert len(list(task.batches("calibration"))) == 3
     with pytest.raises(TaskError, match="gave no batch"):
         list(task.batches("calibration"))
+
+
+def _numbered(*values: int) -> list[Tensor]:
+    return [torch.full((2, 3), float(value)) for value in values]
+
+
+def test_every_batch_has_a_hash_of_its_own_that_stays():
+    task = _task(validation=lambda: _numbered(1, 2, 1))
+    hashes = task.hashes("validation")
+    assert hashes == task.hashes("validation", compared=1) == task.hashes("validation", compared=9)
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+@pytest.mark.parametrize(
+    ("passes", "batch"),
+    [
+        (((1, 2, 3), (2, 1, 3)), 0),
+        (((1, 2, 3), (1, 3, 2)), 1),
+        (((1, 2, 3), (1, 2)), 2),
+        (((1, 2), (1, 2, 3)), 2),
+    ],
+)
+def test_passes_that_differ_are_refused_with_the_first_batch_that_does(passes, batch):
+    def task() -> Task:
+        orders = iter(passes)
+        return _task(test=lambda: _numbered(*next(orders)))
+
+    with pytest.raises(
+        TaskError, match=rf"test\(\) gives other batches .*batch {batch} differs.*shuffle=False"
+    ):
+        task().hashes("test")
+    if batch:  # what is not looked at is not found
+        assert len(task().hashes("test", compared=1)) == len(passes[0])
+
+
+def test_loaders_that_shuffle():
+    from torch.utils.data import DataLoader, TensorDataset
+
+    data = TensorDataset(torch.arange(32.0)[:, None])
+    kept = torch.Generator().manual_seed(0)
+
+    def loader(generator: torch.Generator | None) -> DataLoader:
+        return DataLoader(data, 16, shuffle=True, generator=generator)
+
+    for shuffled in (lambda: loader(None), lambda: loader(kept)):
+        with pytest.raises(TaskError, match="gives other batches"):
+            _task(calibration=shuffled).hashes("calibration", compared=1)
+    _task(calibration=lambda: loader(torch.Generator().manual_seed(0))).hashes("calibration")
+
+
+def test_what_is_no_tensor_is_hashed_by_what_it_says():
+    class Silent:
+        pass
+
+    class Said:
+        def __init__(self, word: str) -> None:
+            self.word = word
+
+        def __repr__(self) -> str:
+            return self.word
+
+    def of(*more: Any) -> str:
+        return hash_of([(X, *more)])
+
+    assert of(Silent()) == of(Silent())  # not its place in memory
+    assert of("a") != of("b") and of(Said("a")) != of(Said("b")) and of(Said("a")) == of(Said("a"))
+    assert of(None) != of() and hash_of([X, Y]) != hash_of([Y, X])
 
 
 class Pair(NamedTuple):
@@ -352,77 +419,3 @@ def test_a_score_of_several_numbers_is_refused():
 def test_a_score_that_is_not_finite_is_refused(value):
     with pytest.raises(DataError, match=f"finite number, got {value}"):
         _task(score=lambda m, b: value).measure(nn.Identity(), [])
-
-
-# Study files
-
-STUDY = """
-import spansearch as ss
-
-def never(*_):
-    raise AssertionError("reading a study does work")
-
-TASK = ss.Task("t", teacher=never, calibration=never, validation=never, test=never, score=never)
-"""
-
-
-def _write(directory: Path, text: str, name: str = "study.py") -> Path:
-    path = directory / name
-    path.write_text(text)
-    return path
-
-
-def test_reading_a_study_does_no_work(tmp_path):
-    task, search = read_study(_write(tmp_path, STUDY))
-    assert task.name == "t" and search is None
-    task, search = read_study(str(_write(tmp_path, STUDY + "SEARCH = ss.Search(seed=7)\n")))
-    assert search.seed == 7
-
-
-def test_a_missing_study(tmp_path):
-    with pytest.raises(TaskError, match="No study file at"):
-        read_study(tmp_path / "none.py")
-    with pytest.raises(TaskError, match="No study file at"):
-        read_study(tmp_path)
-    with pytest.raises(TaskError, match=r"must end in \.py"):
-        read_study(_write(tmp_path, STUDY, "study.txt"))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("x = 1\ny = x / 0\n", "line 2: ZeroDivisionError"),
-        ("x = 1\ny = (\n", "line 2: SyntaxError"),
-        ("\n\nimport no_such_module_at_all\n", "line 3: ModuleNotFoundError"),
-        ("def f():\n    raise KeyError('k')\n\nf()\n", "line 2: KeyError"),
-        ("import json\n\n\njson.loads('{')\n", "line 4: JSONDecodeError"),
-        ("import sys\nsys.exit('bye')\n", "line 2: SystemExit: bye"),
-        ("import spansearch as ss\nTASK = ss.Task('a/b')\n", "line 2: TypeError"),
-        (STUDY.replace('"t"', '"a/b"'), "line 7: TaskError: Task: name must"),
-    ],
-)
-def test_a_failing_study_says_where(tmp_path, monkeypatch, text, message):
-    path = _write(tmp_path, text)
-    with pytest.raises(TaskError, match=message):
-        read_study(path)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(TaskError, match=message):
-        read_study("study.py")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("x = 1", "has no TASK"), ("TASK = 3", "has TASK of type int")]
-)
-def test_a_study_without_a_task(tmp_path, text, message):
-    with pytest.raises(TaskError, match=message):
-        read_study(_write(tmp_path, text))
-
-
-def test_classes_of_a_study_can_be_pickled(tmp_path):
-    import pickle
-
-    text = (
-        STUDY + "from dataclasses import dataclass\n@dataclass\nclass Point:\n    x: int\nSEARCH = Point(3)\n"
-    )
-    _, search = read_study(_write(tmp_path, text, "study_of_points.py"))
-    assert pickle.loads(pickle.dumps(search)) == search

@@ -110,6 +110,35 @@ def test_a_fingerprint_follows_from_teacher_and_data(tmp_path):
     assert changed(test=lambda: _batches(7)) == set()
 
 
+@pytest.mark.parametrize("split", ["calibration", "validation"])
+def test_a_loader_that_shuffles_is_noticed_with_one_batch_more(tmp_path, split):
+    given = []
+
+    def shuffled() -> Any:
+        for batch in _batches(len(given)):
+            given.append(batch)
+            yield batch
+
+    with pytest.raises(TaskError, match=rf"{split}\(\) gives other batches"):
+        _bench(tmp_path, _task(**{split: shuffled})).fingerprint  # noqa: B018
+    assert len(given) == 5
+
+
+def test_a_span_from_masked_tokens_to_a_vector_is_refused(tmp_path):
+    bench = _bench(tmp_path, resolution=0.001)
+    ends = next(s for s in bench.spans if (s.start.layout, s.stop.layout) == ("tokens", "vector"))
+    assert "students would read positions that are masked out" in str(bench.refusal(ends))
+    unmasked = _bench(tmp_path, _task(mask=lambda batch: torch.ones_like(batch["keep"])), resolution=0.001)
+    assert unmasked.refusal(unmasked.spans[ends.start.name, ends.stop.name]) is None
+
+
+def test_a_teacher_that_cannot_be_called_with_the_batch_is_told_about_forward(tmp_path):
+    bench = _bench(tmp_path, _task(forward=None))
+    for _ in range(2):
+        with pytest.raises(TaskError, match=r"Encoder fails on calibration batch 0 .*Task\(forward="):
+            bench.spans  # noqa: B018
+
+
 def test_devices():
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert pick_device("auto").type == expected

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+import torch
+from torch import Tensor
 
-from spansearch.cli.options import device_option, directory_option, open_study, study_argument
-from spansearch.cli.terminal import number, output, table, track
+from spansearch.batches import Batch, batch_size
+from spansearch.cli.options import device_option, directory_option, study_argument
+from spansearch.cli.terminal import console, number, output, table, track
 from spansearch.study import Study
-from spansearch.task import Split
+from spansearch.task import SPLITS, Task
 
 
 @click.command(epilog="Example: spansearch check studies/digits_cnn.py")
@@ -19,14 +24,14 @@ from spansearch.task import Split
 @device_option
 def check(study: Path, directory: Path | None, device: str) -> None:
     """Read the study, build everything once, and say what a run would work with. Fits no student."""
-    opened = open_study(study, directory, device=device)
+    opened = Study.open(study, directory=directory, device=device, track=track)
     bench = opened.bench
     rows = table("what", "found")
     started = time.perf_counter()
     bench.teacher  # noqa: B018  # loads it, or trains it on first use
     rows.add_row("teacher", f"{type(bench.teacher).__name__}, {time.perf_counter() - started:.1f} s to load")
-    _twice(opened, "calibration")
-    _twice(opened, "validation")
+    for split in track(SPLITS, "reading every split twice"):
+        opened.task.hashes(split)  # raises TaskError where the two passes differ
     evaluator = bench.validation
     rows.add_row("validation", f"{evaluator.examples} examples, score {evaluator.teacher_score:.4f}")
     cost = evaluator.teacher_cost
@@ -48,7 +53,9 @@ def check(study: Path, directory: Path | None, device: str) -> None:
     if refused:
         rows.add_row("refused by replay", ", ".join(refused))
     bench.require_legal_span(space.spans)
-    rows.add_row("families", ", ".join(opened.search.families))
+    rows.add_row("families", ", ".join(space.families))
+    for name, reason in space.unfit.items():
+        rows.add_row("fits no span", f"{name}: {reason}")
     started = time.perf_counter()
     evaluator.measure(bench.teacher)
     evaluating = time.perf_counter() - started
@@ -61,10 +68,43 @@ def check(study: Path, directory: Path | None, device: str) -> None:
     )
     rows.add_row("to measure one model", f"{evaluating:.1f} s, beside fitting it")
     output.print(rows)
+    hint = _mask_hint(opened.task)
+    if hint:
+        console.print(f"Note: {hint}")
     output.print(f"\nAll is well. Next: spansearch run {study}")
 
 
-def _twice(opened: Study, split: Split) -> None:
-    """Both passes over a split must give batches: a consumed generator is empty the second time."""
-    for _ in range(2):
-        next(opened.task.batches(split))  # raises TaskError where there is none
+def _mask_hint(task: Task) -> str | None:
+    """What a batch holds that looks like a mask (N, T) the task makes nothing of; None where nothing does."""
+    if task.mask is not None:
+        return None
+    for split in SPLITS[:2]:
+        batch = next(task.batches(split))
+        if isinstance(batch, Mapping) and "attention_mask" in batch:
+            continue
+        found = [name for name, value in _named(batch) if _like_mask(value, batch_size(batch))]
+        if found:
+            return (
+                f"{found[0]} of a {split} batch is bool (N, T). If it marks the tokens that count, say so "
+                "with Task(mask=lambda batch: ...): without it padding counts, too."
+            )
+    return None
+
+
+def _named(batch: Batch) -> list[tuple[str, Any]]:
+    """The parts of a batch with names for a message."""
+    if isinstance(batch, Mapping):
+        return [(repr(key), value) for key, value in batch.items()]
+    return [
+        (f"item {k}", value) for k, value in enumerate(batch if isinstance(batch, tuple | list) else [batch])
+    ]
+
+
+def _like_mask(value: object, examples: int) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.dtype is torch.bool
+        and value.ndim == 2
+        and len(value) == examples
+        and value.shape[1] > 1
+    )

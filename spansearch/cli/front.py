@@ -8,15 +8,10 @@ from pathlib import Path
 
 import click
 
-from spansearch.cli.options import (
-    device_option,
-    directory_option,
-    open_run,
-    open_study,
-    storage_option,
-)
-from spansearch.cli.terminal import number, output, table
+from spansearch.cli.options import device_option, directory_option, storage_option
+from spansearch.cli.terminal import number, output, share, table, track
 from spansearch.results import MEASURES, Front
+from spansearch.study import Study
 
 
 @click.command(epilog="Example: spansearch front studies/digits_cnn.py --json > front.json")
@@ -26,7 +21,12 @@ from spansearch.results import MEASURES, Front
 @device_option
 @click.option("--x", type=click.Choice(MEASURES), default="flops", show_default=True, help="First measure.")
 @click.option(
-    "--y", type=click.Choice(MEASURES), default="score_drop", show_default=True, help="Second measure."
+    "--y",
+    type=click.Choice(MEASURES),
+    default="score_drop",
+    show_default=True,
+    help="Second measure. A score_drop is ranked as the search's loss: a drop below 0 counts as 0, and of "
+    "equal drops the lower divergence is better.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with all figures.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line a member.")
@@ -42,13 +42,13 @@ def front(
 ) -> None:
     """Print the front of a study: selected on validation, scored on the test split.
 
-    DIR is the directory of a run: the study file it was run from is read again. The test split is read here,
-    once for each member, and steers nothing.
+    DIR is the directory of a run: the study file it was run from is read again. The test split is read here
+    and steers nothing; a member is scored on it once, and again only where the split changed.
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other.")
-    opened = open_run(study, directory, storage, device) if study.is_dir() else None
-    found = (opened or open_study(study, directory, storage, device)).front(x, y, split="test")
+    opened = Study.open(study, directory=directory, storage=storage, device=device, track=track)
+    found = opened.front(x, y, split="test")
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
     elif as_csv:
@@ -78,8 +78,8 @@ def print_front(found: Front) -> None:
         interval = test.get("ci95")
         rows.add_row(
             str(member.trial),
-            f"{m.flops_ratio:.1%}",
-            f"{m.params_ratio:.1%}",
+            share(m.flops_ratio),
+            share(m.params_ratio),
             f"{m.score_drop:.4f}",
             f"{test['score_drop']:.4f}" if test else "",
             f"{interval[0]:+.4f} .. {interval[1]:+.4f}" if interval else "",

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -16,7 +17,8 @@ from rich.text import Text
 from spansearch import __version__
 from spansearch.cli import check, front, run, screen, spans
 from spansearch.cli.terminal import console
-from spansearch.errors import SpanSearchError
+from spansearch.errors import SpanSearchError, unsaved
+from spansearch.store import MODULE_PREFIX
 from spansearch.study import FailedStudyError
 
 
@@ -62,11 +64,12 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except SpanSearchError as error:
-        stop.leave_if_asked(error)
+        if not isinstance(error, FailedStudyError):  # that is what the study came to, whoever asked for what
+            stop.leave_if_asked(error)
         console.print(Text.assemble(("Error: ", "bold red"), str(error)))
         sys.exit(1 if isinstance(error, FailedStudyError) else 2)
-    except (KeyboardInterrupt, click.Abort):
-        stop.leave()
+    except (KeyboardInterrupt, click.Abort) as error:
+        stop.leave(error)
     except BrokenPipeError:  # the reader of our output is gone: nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -83,7 +86,9 @@ class _Stop:
     """Handles the signals that ask for a stop: wherever the program is, it raises KeyboardInterrupt.
 
     A library may be in the middle of something then, a database of a transaction, and end in an error of its
-    own: after a signal every error is a stop, and is shown. What was told is in the storage all the same.
+    own: after a signal an error is a stop, and is shown. What was told is in the storage all the same. But
+    where something could not be written, a full disk or a database that fails, nobody is told that all is
+    saved.
     """
 
     def __init__(self) -> None:
@@ -95,23 +100,36 @@ class _Stop:
 
     def leave_if_asked(self, error: Exception) -> None:
         if self.asked:
-            console.print(
-                Text(f"While stopping: {type(error).__name__}: {error}")
-            )  # it may be more than the stop
-            self.leave()
+            self._show(error)  # it may be more than the stop
+            self.leave(error)
 
-    def leave(self) -> NoReturn:
-        console.print("Stopped, all saved. The same command continues.")
-        sys.exit(0)
+    def leave(self, error: BaseException) -> NoReturn:
+        """Exit 0, or 1 where what led here is a fault that kept something from being saved."""
+        fault = unsaved(error)
+        if fault is None:
+            console.print("Stopped, all saved. The same command continues.")
+            sys.exit(0)
+        if not isinstance(error, Exception):  # a KeyboardInterrupt: not shown yet
+            self._show(fault)
+        console.print("Stopped, but the last results may not be saved. The same command continues.")
+        sys.exit(1)
+
+    def _show(self, error: BaseException) -> None:
+        console.print(Text(f"While stopping: {type(error).__name__}: {error}"))
 
 
 def _line_of_study(error: Exception) -> str | None:
-    """File and line of the study file where code of the user's went wrong; None for errors of our own."""
+    """File and line where code of the user's went wrong, in the study file or a neighbour; None for ours."""
+    files = [module.__file__ for name, module in sys.modules.items() if name.startswith(MODULE_PREFIX)]
+    folders = {Path(file).resolve().parent for file in files if file}
     found = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         module = str(frame.f_globals.get("__name__", ""))
-        if module.startswith("spansearch_study_"):
-            found = f"{frame.f_code.co_filename}, line {line}"
-        elif module.startswith("spansearch."):
+        file = Path(frame.f_code.co_filename)
+        if module.startswith("spansearch."):
             found = None
+        elif module.startswith(MODULE_PREFIX) or (
+            "site-packages" not in file.parts and not folders.isdisjoint(file.parents)
+        ):
+            found = f"{file}, line {line}"
     return found

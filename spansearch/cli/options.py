@@ -1,19 +1,11 @@
-"""Arguments and options that several subcommands share, and the study they name."""
+"""Arguments and options that several subcommands share."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import click
-
-from spansearch.cli.terminal import track
-from spansearch.errors import TaskError
-from spansearch.search import Search
-from spansearch.store import source_of
-from spansearch.study import Study
-from spansearch.task import read_study
 
 study_argument = click.argument("study", metavar="STUDY", type=click.Path(path_type=Path))
 directory_option = click.option(
@@ -31,32 +23,6 @@ device_option = click.option(
 seed_option = click.option(
     "--seed", type=int, help="Every random choice follows from it [default: the study's, 0]."
 )
-
-
-def open_study(
-    path: Path,
-    directory: Path | None = None,
-    storage: str | None = None,
-    device: str = "auto",
-    seed: int | None = None,
-) -> Study:
-    """The Study of a study file; raises TaskError where the file is none."""
-    task, search = read_study(path)
-    search = Search() if search is None else search
-    if not isinstance(search, Search):
-        raise TaskError(f"{path}: SEARCH must be spansearch.Search(...), got {type(search).__name__}.")
-    if seed is not None:
-        search = dataclasses.replace(search, seed=seed)
-    return Study(task, directory, storage, search, device, track, source=path)
-
-
-def open_run(
-    run: Path, directory: Path | None = None, storage: str | None = None, device: str = "auto"
-) -> Study:
-    """The Study of a run's directory, through the study file it was run from."""
-    if directory is not None:
-        raise click.UsageError(f"{run} is a directory already: leave out --dir.")
-    return open_study(source_of(run), run, storage, device)
 
 
 class Duration(click.ParamType):

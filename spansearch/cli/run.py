@@ -11,14 +11,14 @@ from spansearch.cli.options import (
     Duration,
     device_option,
     directory_option,
-    open_study,
     seed_option,
     storage_option,
     study_argument,
 )
-from spansearch.cli.terminal import console, number, progress_bar
+from spansearch.cli.terminal import console, number, progress_bar, share, track
 from spansearch.proposal import Outcome
 from spansearch.recipe import Splice
+from spansearch.study import Study
 
 
 @click.command(epilog="Example: spansearch run studies/digits_cnn.py --trials 60 --timeout 2h")
@@ -45,7 +45,7 @@ def run(
     The same command continues a study that was stopped, killed or given a smaller total. Ctrl-C stops it
     and keeps everything that is finished.
     """
-    opened = open_study(study, directory, storage, device, seed)
+    opened = Study.open(study, directory=directory, seed=seed, storage=storage, device=device, track=track)
     finished: int | None = None
     bar = progress_bar()
     task = bar.add_task(f"trials of {opened.task.name}", total=trials)
@@ -56,7 +56,7 @@ def run(
         bar.start()  # only now: before the first trial other bars are shown
         bar.update(task, completed=finished)
         if outcome.state != "failed":  # that is in the log already
-            console.print(f"trial {trial:>3}, {finished} of {trials}: {_line(splice, outcome)}")
+            console.print(f"[{finished}/{trials}] trial {trial}: {_line(splice, outcome)}")
 
     try:
         ended = opened.run(trials, timeout, show)
@@ -74,14 +74,14 @@ def run(
 
 
 def _line(splice: Splice | None, outcome: Outcome) -> str:
-    what = str(splice) if splice is not None else "no student"
+    what = "" if splice is None else f"{splice}: "  # what its family refuses is no splice
     if "duplicate_of" in outcome.details:
-        return f"{what}: as trial {outcome.details['duplicate_of']}"
+        return f"{what}the same as trial {outcome.details['duplicate_of']}"
     m = outcome.measures
     if m is None:
-        return f"{what}: {outcome.state}: {outcome.details.get('reason', '')}"
+        return f"{what}not fitted, {outcome.details.get('reason', '')}"
     seconds = outcome.details.get("seconds", {}).get("total", 0.0)
     return (
-        f"{what}: {m.flops_ratio:.0%} of the flops ({number(m.flops)}), score drop {m.score_drop:.4g}, "
+        f"{what}{share(m.flops_ratio)} of the flops ({number(m.flops)}), score drop {m.score_drop:.4g}, "
         f"divergence {m.divergence:.3g}, {seconds:.1f} s"
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from spansearch.cli.options import device_option, directory_option, open_study, seed_option, study_argument
-from spansearch.cli.terminal import number, output, table, track
+from spansearch.cli.options import device_option, directory_option, seed_option, study_argument
+from spansearch.cli.terminal import number, output, share, table, track
 from spansearch.ridge import RidgePath
 from spansearch.screen import summary
 from spansearch.spans import Span, Spans
+from spansearch.study import Study
 
 
 @click.command(epilog="Example: spansearch screen studies/digits_cnn.py")
@@ -24,7 +25,7 @@ def screen(study: Path, directory: Path | None, seed: int | None, device: str) -
 
     0 is perfect, 1 is no better than the mean. Nothing is stored.
     """
-    opened = open_study(study, directory, device=device, seed=seed)
+    opened = Study.open(study, directory=directory, seed=seed, device=device, track=track)
     paths = opened.bench.screening.all(track=track)
     rows = table(
         "span", ">share of flops", ">ridge error", "shrunk to", ">identity error", ">rank for 2 x the error"
@@ -33,7 +34,7 @@ def screen(study: Path, directory: Path | None, seed: int | None, device: str) -
         path = paths[span]
         rows.add_row(
             span.name,
-            f"{span.flops / max(1, opened.spans.flops):.1%}",
+            share(span.flops / max(1, opened.spans.flops)),
             f"{error:.4f}",
             path.prior,
             "" if identity is None else f"{identity:.4f}",

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from spansearch.cli.options import device_option, directory_option, open_study, study_argument
-from spansearch.cli.terminal import console, number, output, table, track
+from spansearch.cli.options import device_option, directory_option, study_argument
+from spansearch.cli.terminal import console, number, output, share, table, track
 from spansearch.spans import Spans
+from spansearch.study import Study
 
 
 @click.command(epilog="Example: spansearch spans studies/digits_cnn.py --all")
@@ -23,16 +24,18 @@ def spans(
 ) -> None:
     """List the legal spans with shape and cost, and what was refused and why.
 
-    Any two cut points of a chain enclose a legal span. A study searches the chains thinned to its resolution.
+    Any two cut points of a chain enclose a legal span, unless the second is marked "start only": there glue
+    reads what glue made before a module does, so that no student's output can take its place. A study
+    searches the chains thinned to its resolution.
     """
-    opened = open_study(study, directory, device=device)
+    opened = Study.open(study, directory=directory, device=device, track=track)
     found = opened.bench.found if everything else opened.bench.spans
     _print_chains(found)
     if pairs:
         rows = table("span", ">flops", ">share", "replaced modules")
         for span in found.spans:
-            share = f"{span.flops / max(1, found.flops):.1%}"
-            rows.add_row(span.name, number(span.flops), share, ", ".join(span.modules))
+            part = share(span.flops / max(1, found.flops))
+            rows.add_row(span.name, number(span.flops), part, ", ".join(span.modules))
         output.print(rows)
     refused = [(r.name, r.reason) for r in found.rejected]
     if verify:
@@ -63,11 +66,12 @@ def _print_chains(found: Spans) -> None:
         rows = table("cut point", "shape", "layout", ">flops from here", ">share", title=title or "Top level")
         for point, flops in zip(chain.points, (*chain.flops, 0), strict=True):
             last = point is chain.points[-1]
+            start_only = not point.can_stop and point is not chain.points[0]
             rows.add_row(
                 point.name,
                 " x ".join(map(str, point.shape)),
-                point.layout or "?",
+                (point.layout or "?") + (", start only" if start_only else ""),
                 "" if last else number(flops),
-                "" if last else f"{flops / max(1, found.flops):.1%}",
+                "" if last else share(flops / max(1, found.flops)),
             )
         output.print(rows)

@@ -78,6 +78,14 @@ def table(*columns: str, title: str | None = None) -> Table:
     return made
 
 
+def share(ratio: float) -> str:
+    """A ratio as a percentage: 54.3%; below 1% one digit that is not 0: 0.3%, 0.02%."""
+    percent = 100 * ratio
+    if percent == 0 or abs(percent) >= 0.95:  # 0.95 would be rounded to 1
+        return "0%" if percent == 0 else f"{percent:.1f}%"
+    return f"{percent:.1g}%" if abs(percent) >= 0.001 else "<0.001%"
+
+
 def number(value: float) -> str:
     """A count with a unit prefix: 13.7M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):

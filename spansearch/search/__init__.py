@@ -4,10 +4,11 @@ from spansearch.search.prune import Decision, RidgeRule, audited
 from spansearch.search.sampler import SeededSampler
 from spansearch.search.seeds import predicted_front
 from spansearch.search.settings import Search
-from spansearch.search.space import Space
+from spansearch.search.space import RefusedError, Space
 
 __all__ = [
     "Decision",
+    "RefusedError",
     "RidgeRule",
     "Search",
     "SeededSampler",

@@ -55,7 +55,7 @@ def predicted_front(
 def _non_linear(space: Space, span: Span, width: float) -> Splice | None:
     """A small convolutional student of a span, or a bottleneck where there is none; None without either."""
     for name in ("conv", "mlp"):
-        if name in space.settings.families and not family(name).refuses(span):
+        if name in space.families and not family(name).refuses(span):
             size = family(name).size(span, width)
             if not refusal(name, span, size):
                 return Splice(span.start.name, span.stop.name, name, size)
@@ -74,7 +74,7 @@ def _closed_forms(
     found = []
 
     def add(name: str, size: int, width: float, error: float) -> None:
-        if name in space.settings.families and not refusal(name, span, size):
+        if name in space.families and not refusal(name, span, size):
             cost = flops - span.flops + student_cost(name, span, size).flops
             found.append((float(cost), error, Splice(span.start.name, span.stop.name, name, size), width))
 

@@ -18,7 +18,8 @@ class Search:
     """Settings of a search. A study is refused when they differ from those it was created with.
 
     Attributes:
-        families: names of the families tried; the list cannot grow in an existing study.
+        families: names of the families tried, where they fit a span; the list cannot grow in an existing
+            study.
         widths: smallest and largest width tried, in (0, 1].
         resolution: share of the teacher's flops that must lie between two neighbouring cut points.
         nested: search inside residual branches as well.

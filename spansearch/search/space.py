@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,11 +13,15 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from spansearch.errors import SpanError
+from spansearch.errors import SpanError, StudyError, pass_on_stop
 from spansearch.recipe import Splice
 from spansearch.search.settings import Search
 from spansearch.spans import CutPoint, Span, Spans
 from spansearch.students import Init, family
+
+
+class RefusedError(ValueError):
+    """A proposal whose family refuses its span; the message is the reason."""
 
 
 class Space:
@@ -27,6 +31,15 @@ class Space:
     positions in that order, sorted when read. A pair that is no legal span stands for the smallest one around
     it, or else the nearest, so every proposal means something and neighbours mean similar things.
     Every family shares the same width: samplers learn faster in a flat space than in a conditional one.
+    Families that fit no span do not take part; which do follows from the teacher and the settings alone, not
+    from what was tried.
+
+    Attributes:
+        families: those that fit a span, in the order of the settings.
+        unfit: why not, by name, for the others: said of the span of most flops.
+
+    Raises:
+        SpanError: there is no span. StudyError: no family fits any.
     """
 
     def __init__(self, found: Spans, settings: Search) -> None:
@@ -44,6 +57,16 @@ class Space:
                 + ". A span needs two activations with a module call between them and no path around it."
             )
         self._position = position
+        costliest_first = sorted(self.spans, key=lambda span: -span.flops)
+        why_not = {name: _unfit(name, costliest_first) for name in settings.families}
+        self.unfit = {name: reason for name, reason in why_not.items() if reason}
+        self.families = tuple(name for name in settings.families if name not in self.unfit)
+        if not self.families:
+            raise StudyError(
+                "No family of the search fits any of the model's spans, so there is nothing to try: "
+                + "; ".join(f"{name}: {reason}" for name, reason in self.unfit.items())
+                + ". Name others in Search(families=...)."
+            )
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -53,7 +76,7 @@ class Space:
         return {
             "left": IntDistribution(0, last),
             "right": IntDistribution(0, last),
-            "family": CategoricalDistribution(self.settings.families),
+            "family": CategoricalDistribution(self.families),
             "width": FloatDistribution(low, high, log=True),
             "init": CategoricalDistribution(("warm", "scratch")),
         }
@@ -86,14 +109,14 @@ class Space:
         Parameters that have one value only may be missing.
 
         Raises:
-            ValueError: the family refuses the span; says why.
+            RefusedError: the family refuses the span; says why.
         """
         params = {**self._constants, **params}
         span = self._nearest(int(params["left"]), int(params["right"]))
         kind = family(str(params["family"]))
         reason = kind.refuses(span)
         if reason:
-            raise ValueError(reason)
+            raise RefusedError(reason)
         size = kind.size(span, float(params["width"])) if kind.sized else 0
         init: Init = params["init"] if kind.gradient else "warm"
         return Splice(span.start.name, span.stop.name, str(params["family"]), size, init)
@@ -117,3 +140,18 @@ class Space:
         if around:
             return self._legal[min(around, key=lambda pair: (pair[1] - pair[0], pair))]
         return self._legal[min(self._legal, key=lambda p: (abs(p[0] - left) + abs(p[1] - right), p))]
+
+
+def _unfit(name: str, spans: Sequence[Span]) -> str | None:
+    """Why a family fits no span, said of the first; None where it fits one."""
+    first = None
+    for span in spans:
+        try:
+            reason = family(name).refuses(span)
+        except Exception as error:  # a user's family: a trial will say what is wrong with it
+            pass_on_stop(error)
+            return None
+        if not reason:
+            return None
+        first = first or reason
+    return first

@@ -1,11 +1,12 @@
-"""Where a study lives: Optuna's storage and the files of its students."""
+"""Where a study lives: its file, Optuna's storage and the files of its students."""
 
 from spansearch.store.database import LockedError, database_errors, open_storage, run_lock
 from spansearch.store.files import StudentFiles, write_durably
-from spansearch.store.source import remember_source, source_of
+from spansearch.store.source import MODULE_PREFIX, read_study, remember_source, source_of
 from spansearch.store.studies import NoStudyError, find_study, open_study, require_same_teacher
 
 __all__ = [
+    "MODULE_PREFIX",
     "LockedError",
     "NoStudyError",
     "StudentFiles",
@@ -13,6 +14,7 @@ __all__ = [
     "find_study",
     "open_storage",
     "open_study",
+    "read_study",
     "remember_source",
     "require_same_teacher",
     "run_lock",

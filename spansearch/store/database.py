@@ -14,7 +14,7 @@ import sqlalchemy
 import sqlalchemy.exc
 from optuna.storages import BaseStorage, RDBStorage
 
-from spansearch.errors import StudyError
+from spansearch.errors import SaveError, StudyError, chain
 
 BUSY_SECONDS = 20
 DATABASE = "study.db"
@@ -68,7 +68,7 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
 def shown(url: str | None, directory: Path) -> str:
     """A storage as messages may name it: without password and options."""
     if url is None:
-        return str(directory / DATABASE)
+        return str(directory.absolute() / DATABASE)
     return _parsed(url).set(query={}).render_as_string(hide_password=True)
 
 
@@ -97,7 +97,12 @@ def _no_driver(url: str) -> str:
 
 @contextmanager
 def database_errors(url: str | None, directory: Path) -> Iterator[None]:
-    """Turn what a database raises into errors that say what to do; everything else passes."""
+    """Turn what a database raises into errors that say what to do; everything else passes.
+
+    Raises:
+        SaveError: what was to be written or read was not. StudyError: no fault of the database, its library
+            was only interrupted in the middle of something.
+    """
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -107,16 +112,19 @@ def database_errors(url: str | None, directory: Path) -> Iterator[None]:
         )
         cause = _without_secrets(str(getattr(origin, "orig", None) or origin), url)
         if "is locked" in cause:
-            raise StudyError(
+            raise SaveError(
                 f"The database {where} is locked by another program for more than {BUSY_SECONDS} s. Close "
                 "what holds it (a database browser, a backup), then run the same command again: it continues."
             ) from error
         if "disk is full" in cause or "No space left" in cause:
-            raise StudyError(
+            raise SaveError(
                 f"The disk under {where} is full. What was written before is intact. Free some space, then "
                 "run the same command again: it continues."
             ) from error
-        raise StudyError(
+        stopped = any(isinstance(one, KeyboardInterrupt) for one in chain(error))
+        if stopped and not isinstance(origin, sqlalchemy.exc.DBAPIError):  # not from the database itself
+            raise StudyError(f"Interrupted while using the database {where}: {cause}") from error
+        raise SaveError(
             f"The database {where} cannot be used: {cause}. It may be damaged, not a database, not "
             "reachable, or not readable by this user. Restore it, or give another --dir or --storage."
         ) from error
@@ -136,7 +144,7 @@ def make_directory(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudyError(
-            f"Cannot create the run's directory {directory}: {error.strerror}. Give another --dir."
+            f"Cannot create the run's directory {directory.absolute()}: {error.strerror}. Give another --dir."
         ) from error
 
 
@@ -147,6 +155,7 @@ def run_lock(directory: Path) -> Iterator[None]:
     Raises:
         LockedError: another process holds it.
     """
+    directory = directory.absolute()
     make_directory(directory)
     lock = filelock.FileLock(directory / ".lock")
     try:
@@ -157,7 +166,10 @@ def run_lock(directory: Path) -> Iterator[None]:
             "then continues where it stopped."
         ) from error
     except OSError as error:
-        raise StudyError(f"Cannot write in the run's directory {directory}: {error.strerror}.") from error
+        raise SaveError(
+            f"Cannot write in the run's directory {directory}: {error.strerror}. Trials and "
+            "students are kept there. Change its permissions, or give another --dir."
+        ) from error
     try:
         yield
     finally:

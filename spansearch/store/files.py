@@ -15,14 +15,14 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from spansearch.errors import StudyError
+from spansearch.errors import SaveError, StudyError
 
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write a file so that after a crash it is there whole or not at all.
 
     Raises:
-        StudyError: the disk is full or the directory cannot be written; nothing that was there is lost.
+        SaveError: the disk is full or the directory cannot be written; nothing that was there is lost.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -38,7 +38,7 @@ def write_durably(path: Path, data: bytes) -> None:
         finally:
             os.close(directory)
     except OSError as error:
-        raise StudyError(
+        raise SaveError(
             f"Cannot write {path}: {error.strerror or error}. What was written before is intact. Free some "
             "space or change the permissions, then run the same command again: it continues."
         ) from error

@@ -27,6 +27,7 @@ def find_study(url: str | None, directory: Path, name: str) -> optuna.Study:
     Raises:
         NoStudyError: there is none of this name. StudyError: the storage cannot be used.
     """
+    directory = directory.absolute()
     start = f"Start one with: spansearch run STUDY --dir {directory}"
     if url is None and not (directory / DATABASE).exists():
         raise NoStudyError(
@@ -74,10 +75,14 @@ def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping
             study.set_metric_names(list(OBJECTIVES))
         study.set_user_attr("fingerprint", dict(fingerprint))
     elif stored != fingerprint:
-        fields = ", ".join(differences(stored, fingerprint))
+        fields = differences(stored, fingerprint)
+        where = ""
+        if any(field.split(".")[0] == "search" for field in fields):
+            where = " Settings of the search are SEARCH in the study file, or Study(search=...)."
         raise StudyError(
-            f"The study in {directory} was created with other inputs; these differ: {fields}. Its trials "
-            "would not be comparable with new ones. Restore what changed, or give this run another --dir."
+            f"The study in {directory.absolute()} was created with other inputs; these differ: "
+            f"{', '.join(fields)}. Its trials would not be comparable with new ones.{where} Restore what "
+            "changed, or give this run another --dir."
         )
     return study
 

@@ -29,7 +29,7 @@ Run = Callable[..., Ended]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> Iterator[Run]:
     """``run("front", path, "--json")`` in an empty working directory."""
     monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def command(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["spansearch", *map(str, arguments)])
@@ -45,5 +45,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> Iterato
         return Ended(code, out, err)
 
     yield command
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     logging.getLogger("spansearch").handlers = []

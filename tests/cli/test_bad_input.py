@@ -2,8 +2,10 @@
 
 import shutil
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tasks
@@ -99,6 +101,69 @@ def test_a_task_that_cannot_be_used(case: str, command: str, run: Run, tmp_path:
     )
 
 
+SHUFFLED = """
+import dataclasses
+from torch.utils.data import DataLoader, TensorDataset
+def shuffled():
+    return DataLoader(TensorDataset(*tasks.blobs(128, 2)), 64, shuffle=True)
+TASK = dataclasses.replace(TASK, {split}=shuffled)
+"""
+
+
+@pytest.mark.parametrize("split", ["calibration", "validation", "test"])
+def test_a_loader_that_shuffles(split: str, run: Run, tmp_path: Path) -> None:
+    path = tasks.study_file(tmp_path / "study.py", "mlp", SHUFFLED.format(split=split))
+    refused(
+        run("check", path), f"{split}() gives other batches", "batch 0 differs", "shuffle=False", "seeded"
+    )
+    if split != "test":  # which a run reads only when all is done
+        refused(run("run", path), f"{split}() gives other batches")
+        assert not Path("runs/tiny_mlp/study.db").exists()
+
+
+def test_check_compares_all_batches(run: Run, tmp_path: Path) -> None:
+    code = """
+import dataclasses
+passes = iter(range(100))
+def drifting():
+    return [*tasks.split(tasks.blobs(64, 2)), *tasks.split(tasks.blobs(64, 10 + next(passes)))]
+TASK = dataclasses.replace(TASK, calibration=drifting)
+"""
+    path = tasks.study_file(tmp_path / "study.py", "mlp", code)
+    refused(run("check", path), "calibration() gives other batches", "batch 1 differs")
+
+
+@pytest.mark.parametrize("command", ["check", "spans", "screen", "run"])
+def test_a_model_that_cannot_be_called_with_the_batch(command: str, run: Run, tmp_path: Path) -> None:
+    code = """
+import dataclasses
+def named():
+    return [{"x": x, "labels": labels} for x, labels in tasks.split(tasks.blobs(64, 2))]
+TASK = dataclasses.replace(TASK, calibration=named, validation=named)
+"""
+    path = tasks.study_file(tmp_path / "study.py", "mlp", code)
+    refused(run(command, path), "unexpected keyword argument", "Task(forward=lambda model, batch: ...)")
+
+
+def test_an_error_in_a_neighbour_of_the_study_names_its_line(
+    run: Run, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "wrong_neighbour.py").write_text("def load():\n    raise OSError('no weights here')\n")
+    code = """
+import dataclasses, wrong_neighbour
+TASK = dataclasses.replace(TASK, teacher=wrong_neighbour.load)
+"""
+    path = tasks.study_file(tmp_path / "study.py", "mlp", code)
+    refused(run("check", path), "wrong_neighbour.py, line 2: OSError: no weights here")
+
+
+def test_families_that_fit_no_span(run: Run, tmp_path: Path) -> None:
+    path = tasks.study_file(tmp_path / "study.py", "mlp", "SEARCH = tasks.quick(families=('conv',))")
+    for command in ("check", "run"):
+        refused(run(command, path), "No family of the search fits", "conv: conv reads maps", "families=")
+
+
 @pytest.mark.parametrize(
     ("search", "words"),
     [
@@ -160,7 +225,7 @@ def test_a_directory_of_another_study(study: Path, run: Run, tmp_path: Path) -> 
 def test_a_directory_where_nothing_can_be_written(run: Run, tmp_path: Path) -> None:
     Path("file").write_text("kept")
     path = tasks.study_file(tmp_path / "study.py", "mlp")
-    refused(run("run", path, "--dir", "file"), "Cannot create the run's directory file")
+    refused(run("run", path, "--dir", "file"), f"Cannot create the run's directory {tmp_path}/file: ")
     assert Path("file").read_text() == "kept"
 
 

@@ -67,11 +67,74 @@ def test_check_says_what_a_run_would_do_and_fits_nothing(run: Run, study: Path) 
     assert not Path("runs/tiny_cnn/study.db").exists()
 
 
+def test_check_says_which_families_are_left_out(run: Run, tmp_path: Path) -> None:
+    ended = run("check", tasks.study_file(tmp_path / "study.py", "mlp"))
+    lines = [line.split() for line in ended.out.splitlines()]
+    assert ["families", "identity,", "ridge,", "lowrank,", "mlp"] in lines
+    assert [line for line in lines if line[:4] == ["fits", "no", "span", "conv:"]]
+
+
+MASKED = """
+import dataclasses, torch
+def masked():
+    x, labels = tasks.blobs(128, 2)
+    return [{batch}]
+TASK = dataclasses.replace(TASK, calibration=masked, forward=lambda model, batch: model({x}){more})
+"""
+
+
+@pytest.mark.parametrize(
+    ("batch", "x", "more", "hinted"),
+    [
+        ("(x, labels, x > 0)", "batch[0]", "", "item 2"),
+        ("{'x': x, 'keep': x > 0}", "batch['x']", "", "'keep'"),
+        ("{'x': x, 'keep': x > 0}", "batch['x']", ", mask=lambda batch: batch['keep']", ""),
+        ("{'x': x, 'keep': x > 0, 'attention_mask': x > 0}", "batch['x']", "", ""),
+        ("(x, labels, x[:, 0] > 0, x[:, :1] > 0, (x > 0).float(), x[:9] > 0)", "batch[0]", "", ""),
+    ],
+)
+def test_check_tells_of_what_may_be_a_mask(
+    batch: str, x: str, more: str, hinted: str, run: Run, tmp_path: Path
+) -> None:
+    code = MASKED.format(batch=batch, x=x, more=more)
+    if x != "batch[0]":  # validation has the same form
+        code += "TASK = dataclasses.replace(TASK, validation=masked, score=lambda model, batches: 1.0)"
+    ended = run("check", tasks.study_file(tmp_path / "study.py", "mlp", code))
+    assert ended.code == 0, ended.err
+    notes = [line for line in ended.err.splitlines() if line.startswith("Note: ")]
+    assert bool(notes) == bool(hinted)
+    assert not hinted or (f"Note: {hinted} of a calibration batch" in notes[0] and "Task(mask=" in notes[0])
+
+
+def test_the_help_says_how_a_score_drop_is_ranked(run: Run) -> None:
+    said = " ".join(run("front", "--help").out.split())
+    assert "a drop below 0 counts as 0" in said and "of equal drops the lower divergence is better" in said
+
+
+def test_what_is_not_fitted_says_why(run: Run, tmp_path: Path) -> None:
+    search = "SEARCH = tasks.quick(families=('identity', 'ridge'), seeds=1)"
+    ended = run("run", tasks.study_file(tmp_path / "study.py", "mlp", search), "--trials", "12")
+    assert ended.code == 0, ended.err
+    lines = [line for line in ended.err.splitlines() if "] trial " in line]
+    assert [line.split("]")[0] for line in lines] == [f"[{k}/12" for k in range(1, 13)]
+    refused = [line for line in lines if "not fitted, " in line]
+    assert refused and any("identity cannot turn" in line or "no less than" in line for line in refused)
+    assert any(": the same as trial " in line for line in lines)
+    assert not any(word in ended.err for word in ("no student", "pruned: ", "None"))
+
+
 def test_spans(run: Run, study: Path) -> None:
     ended = run("spans", study, "--pairs")
     assert ended.code == 0
-    for word in ("Top level", "Nested", "blocks.1", "stem -> head", "legal spans (replayed across inputs)"):
+    for word in (
+        "Top level",
+        "Nested",
+        "blocks.1",
+        "blocks.0:input -> head",
+        "legal spans (replayed across inputs)",
+    ):
         assert word in ended.out
+    assert "start only" not in ended.out
     everything = run("spans", study, "--all", "--no-verify")
     assert len(everything.out.splitlines()) > len(run("spans", study, "--no-verify").out.splitlines())
 
@@ -79,25 +142,30 @@ def test_spans(run: Run, study: Path) -> None:
 def test_screen(run: Run, study: Path) -> None:
     ended = run("screen", study)
     assert ended.code == 0
-    for word in ("ridge error", "stem -> head", "of 3", "by start (down)", "Stops: 1 ", "examples fitted"):
+    for word in (
+        "ridge error",
+        "blocks.0:input -> head",
+        "of 3",
+        "by start (down)",
+        "Stops: 1 ",
+        "examples fitted",
+    ):
         assert word in ended.out
 
 
 def test_run_front_resume(run: Run, study: Path) -> None:
     first = run("run", study, "--trials", "6")
     assert first.code == 0, first.err
-    assert (
-        "prepared in" in first.err and "trial   0, 1 of 6: " in first.err and "trial   5, 6 of 6" in first.err
-    )
+    assert "prepared in" in first.err and "[1/6] trial 0: " in first.err and "[6/6] trial 5: " in first.err
     assert "All 6 trials are done" in first.err and "Teacher: " in first.out
     assert "A new study created" not in first.err and "ExperimentalWarning" not in first.err
 
     again = run("run", study, "--trials", "6")
     assert again.code == 0 and again.out == first.out
-    assert "all of 6 trials are done" in again.err and "trial   5" not in again.err
+    assert "all of 6 trials are done" in again.err and "trial 5: " not in again.err
 
     more = run("run", study, "--trials", "9")
-    assert more.code == 0 and "trial   6, 7 of 9" in more.err and "trial   5" not in more.err
+    assert more.code == 0 and "[7/9] trial 6: " in more.err and "trial 5: " not in more.err
 
     data = json.loads(run("front", study, "--json").out)
     assert data["study"] == "tiny_cnn" and sum(data["trials"].values()) == 9
@@ -125,7 +193,7 @@ class Long(torch.nn.Module):
         self.b = torch.nn.Linear(32, 32)
         self.c = torch.nn.Linear(32, 3)
     def forward(self, x):
-        return self.c(self.b(self.{long}(x).tanh()).tanh())
+        return self.c(self.b(self.{long}(x)))
 torch.manual_seed(0)
 TASK = dataclasses.replace(TASK, teacher=Long)
 """
@@ -220,7 +288,7 @@ def test_the_seed_and_a_storage_given_on_the_command_line(run: Run, study: Path,
     assert refused.code == 2 and "these differ: search.seed" in refused.err
     shown = run("front", study, "--json", "--storage", url, "--dir", "d")  # --seed is not needed to look
     assert shown.code == 0 and json.loads(shown.out)["front"]
-    assert "No study in d" in run("front", study, "--dir", "d").err
+    assert f"No study in {tmp_path}/d. " in run("front", study, "--dir", "d").err
     assert run("front", "d", "--json", "--storage", url).out == shown.out
 
 
@@ -244,3 +312,21 @@ TASK = dataclasses.replace(TASK, teacher=lambda: truncated())
 """
     ended = run("run", tasks.study_file(tmp_path / "study.py", "mlp", code))
     assert ended.code == 2 and "EOFError: Ran out of input" in ended.err
+
+
+def test_spans_marks_where_nothing_can_stop(run: Run, tmp_path: Path) -> None:
+    code = """
+import torch, dataclasses
+class Gated(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = torch.nn.Linear(8, 32), torch.nn.Linear(32, 32), torch.nn.Linear(32, 3)
+    def forward(self, x):
+        h = self.a(x).tanh()
+        return self.c(h.sigmoid() * self.b(h))
+torch.manual_seed(0)
+TASK = dataclasses.replace(TASK, teacher=Gated)
+"""
+    ended = run("spans", tasks.study_file(tmp_path / "study.py", "mlp", code), "--all")
+    marked = [line.split()[0] for line in ended.out.splitlines() if "start only" in line]
+    assert marked == ["b:input"]

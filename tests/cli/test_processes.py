@@ -96,8 +96,8 @@ def test_stopped_at_three_moments_and_run_again(
     log = tmp_path / "log"
     moments: list[tuple[Callable[[], bool], float]] = [
         (lambda: (directory / "study.db").exists(), 0.03),
-        (lambda: "trial   1" in log.read_text(), 0.05),  # most likely in a fit
-        (lambda: "trial   6" in log.read_text(), 0.11),  # most likely behind one
+        (lambda: "trial 1: " in log.read_text(), 0.05),  # most likely in a fit
+        (lambda: "trial 6: " in log.read_text(), 0.11),  # most likely behind one
     ]
     for reached, more in moments if how is not signal.SIGTERM else moments[1:2]:  # it goes SIGINT's way
         with log.open("w") as out:

@@ -12,7 +12,7 @@ from spansearch.students import refusal, student_cost
 
 
 def seeds_of(kind: str, tmp_path: Path, **changes: Any) -> tuple[ss.Study, list[dict]]:
-    study = ss.Study(tasks.make(kind), tmp_path, search=tasks.quick(**changes))
+    study = ss.Study(tasks.make(kind), directory=tmp_path, search=tasks.quick(**changes))
     flops = study.bench.validation.teacher_cost.flops
     return study, predicted_front(study.space, study.bench.screening, flops, study.bench.refusal)
 

@@ -1,5 +1,6 @@
 """Every proposal means something, equal ones mean the same, and every span can be proposed."""
 
+import dataclasses
 from functools import cache
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import tasks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution
 
 import spansearch as ss
 from spansearch.recipe import Splice
@@ -16,7 +18,7 @@ from spansearch.students import family
 
 @cache
 def space(kind: str) -> Space:
-    return ss.Study(tasks.make(kind), Path("unused"), search=tasks.quick()).space
+    return ss.Study(tasks.make(kind), directory=Path("unused"), search=tasks.quick()).space
 
 
 def proposals(kind: str) -> st.SearchStrategy[dict]:
@@ -94,17 +96,17 @@ def test_every_span_can_be_proposed_nested_ones_as_well(kind: str) -> None:
 def test_a_pair_that_is_no_span_stands_for_the_smallest_around_it() -> None:
     here = space("cnn")
     position = {point.name: i for i, point in enumerate(here.points)}
-    inner = position["blocks.0.conv1"] if "blocks.0.conv1" in position else position["blocks.1.conv1"]
-    params = {"left": inner, "right": inner, "family": "ridge", "width": 0.5, "init": "warm"}
-    span = here.span(here.decode(params))
-    ends = position[span.start.name], position[span.stop.name]
-    assert ends[0] <= inner <= ends[1]
-    lengths = [
-        position[s.stop.name] - position[s.start.name]
-        for s in here.spans
-        if position[s.start.name] <= inner <= position[s.stop.name]
-    ]
-    assert ends[1] - ends[0] == min(lengths)
+    for inner in position.values():
+        params = {"left": inner, "right": inner, "family": "ridge", "width": 0.5, "init": "warm"}
+        span = here.span(here.decode(params))
+        ends = position[span.start.name], position[span.stop.name]
+        assert ends[0] <= inner <= ends[1]
+        lengths = [
+            position[s.stop.name] - position[s.start.name]
+            for s in here.spans
+            if position[s.start.name] <= inner <= position[s.stop.name]
+        ]
+        assert ends[1] - ends[0] == min(lengths)
 
 
 def test_width_one_is_the_families_full_size() -> None:
@@ -120,7 +122,7 @@ def test_width_one_is_the_families_full_size() -> None:
 
 
 def test_nested_spans_can_be_left_out() -> None:
-    study = ss.Study(tasks.make("cnn"), Path("unused"), search=tasks.quick(nested=False))
+    study = ss.Study(tasks.make("cnn"), directory=Path("unused"), search=tasks.quick(nested=False))
     assert len(study.space.spans) == len([s for s in study.spans.spans if not s.nested])
     assert not any(span.nested for span in study.space.spans)
     assert {p.name for p in study.space.points} < {p.name for p in space("cnn").points}
@@ -132,10 +134,11 @@ def test_a_model_without_a_span_is_refused_with_the_reason() -> None:
             super().__init__()
             self.first = tasks.nn.Linear(8, 3)
 
-        def forward(self, x):
-            return self.first(x) + x[:, :3]
+        def forward(self, x, y):
+            return self.first(x) + y[:, :3]
 
-    study = ss.Study(tasks.make(teacher=Skips), Path("unused"), search=tasks.quick(nested=False))
+    task = tasks.make(teacher=Skips, forward=lambda model, batch: model(batch[0], 1 * batch[0]))
+    study = ss.Study(task, directory=Path("unused"), search=tasks.quick(nested=False))
     with pytest.raises(ss.SpanError, match="no legal span"):
         study.space  # noqa: B018
 
@@ -177,3 +180,44 @@ def test_the_fingerprint_is_plain_data_and_names_every_setting_that_matters() ->
     assert ss.Search(memory_budget=1).fingerprint() == one.fingerprint()
     for change in ({"seed": 1}, {"audit": 0.5}, {"fit": ss.FitSettings(steps=7)}, {"families": ("ridge",)}):
         assert ss.Search(**change).fingerprint() != one.fingerprint()
+
+
+def test_families_that_fit_no_span_take_no_part() -> None:
+    here = space("mlp")
+    assert here.families == ("identity", "ridge", "lowrank", "mlp")
+    assert here.distributions["family"] == CategoricalDistribution(here.families)
+    assert here.unfit.keys() == {"conv"} and "conv reads maps" in here.unfit["conv"]
+    assert space("cnn").families == space("cnn").settings.families and space("cnn").unfit == {}
+
+
+def test_of_two_families_the_one_that_fits_is_a_constant() -> None:
+    search = tasks.quick(families=("conv", "ridge"))
+    here = ss.Study(tasks.make(), directory=Path("unused"), search=search).space
+    assert here.distributions["family"].single()
+    assert here.decode({"left": 0, "right": 3, "width": 0.5, "init": "warm"}).family == "ridge"
+
+
+def test_where_no_family_fits_every_one_says_why() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Never(type(family("ridge"))):  # type: ignore[misc]
+        def refuses(self, span: ss.Span) -> str:
+            return "not today"
+
+    ss.register("test_never")(Never)
+    search = tasks.quick(families=("conv", "test_never"))
+    study = ss.Study(tasks.make(), directory=Path("unused"), search=search)
+    with pytest.raises(
+        ss.StudyError, match=r"No family .*conv: conv reads maps.*; test_never: not today\..*Search"
+    ):
+        study.space  # noqa: B018
+
+
+def test_a_family_that_cannot_say_whether_it_fits_stays_to_fail_its_trials() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Raises(type(family("ridge"))):  # type: ignore[misc]
+        def refuses(self, span: ss.Span) -> str:
+            raise IndexError("no such layout")
+
+    ss.register("test_raises")(Raises)
+    search = tasks.quick(families=("conv", "test_raises"))
+    assert ss.Study(tasks.make(), directory=Path("unused"), search=search).space.families == ("test_raises",)

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 
-from spansearch.errors import StudyError
+from spansearch.errors import SaveError, StudyError
 from spansearch.store import (
     LockedError,
     NoStudyError,
@@ -63,7 +63,12 @@ def test_other_inputs_are_refused_field_by_field(tmp_path: Path) -> None:
         StudyError, match=r"these differ: search\.fit\.steps, search\.new, teacher\."
     ) as error:
         open_study(None, tmp_path, "one", other)
-    assert "--dir" in str(error.value)
+    assert "--dir" in str(error.value) and "SEARCH in the study file, or Study(search=...)" in str(
+        error.value
+    )
+    with pytest.raises(StudyError, match="these differ: teacher") as error:
+        open_study(None, tmp_path, "one", {**PRINT, "teacher": "abd"})
+    assert "SEARCH" not in str(error.value)
     assert find_study(None, tmp_path, "one").user_attrs["fingerprint"] == PRINT
 
 
@@ -88,9 +93,19 @@ def test_a_directory_of_another_study_is_refused_but_a_shared_storage_may_hold_s
     assert find_study(url, tmp_path, "two").study_name == "two"
 
 
-def test_no_study_yet(tmp_path: Path) -> None:
-    with pytest.raises(NoStudyError, match=r"No study in .*spansearch run STUDY --dir"):
-        find_study(None, tmp_path / "none", "one")
+def test_one_study_of_a_shared_storage_is_run_in_one_directory(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.db"
+    open_study(url, tmp_path / "a", "one", PRINT)
+    open_study(url, tmp_path / "a", "one", PRINT)
+    with pytest.raises(StudyError, match=rf"is run in .*:{tmp_path}/a\. Its students are there\."):
+        open_study(url, tmp_path / "b", "one", PRINT)
+    assert open_study(url, tmp_path / "b", "two", PRINT).study_name == "two"
+
+
+def test_no_study_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NoStudyError, match=rf"No study in {tmp_path}/none\. .*spansearch run STUDY --dir"):
+        find_study(None, Path("none"), "one")
     assert not (tmp_path / "none").exists()
 
 
@@ -210,6 +225,25 @@ def test_errors_that_are_not_the_databases_pass(tmp_path: Path) -> None:
         with pytest.raises(type(error)) as got, database_errors(None, tmp_path):
             raise error
         assert got.value is error
+
+
+def test_a_fault_of_the_database_is_told_from_an_interruption_of_its_library(tmp_path: Path) -> None:
+    import sqlalchemy.exc
+
+    fault = sqlalchemy.exc.OperationalError("COMMIT", {}, Exception("disk I/O error"))
+    state = sqlalchemy.exc.IllegalStateChangeError("close() is in progress")
+
+    def raised(error: Exception, stopped: bool) -> StudyError:
+        with pytest.raises(StudyError) as got, database_errors(None, tmp_path):
+            try:
+                if stopped:
+                    raise KeyboardInterrupt
+            finally:
+                raise error
+        return got.value
+
+    assert isinstance(raised(fault, False), SaveError) and isinstance(raised(fault, True), SaveError)
+    assert isinstance(raised(state, False), SaveError) and not isinstance(raised(state, True), SaveError)
 
 
 LOCK = """

@@ -12,9 +12,9 @@ from torch import nn
 
 from spansearch.errors import FamilyError
 from spansearch.fit import held_out_error
+from spansearch.store import read_study
 from spansearch.students import base, families, family, fit_student, register, student_cost
 from spansearch.students.bottleneck import LastDimPReLU
-from spansearch.task import read_study
 
 
 def _solved(name: str, layout: str, size: int) -> nn.Module:

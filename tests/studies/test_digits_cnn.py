@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spansearch.task import read_study
+from spansearch.store import read_study
 
 FILE = Path(__file__).parents[2] / "studies" / "digits_cnn.py"
 
@@ -93,8 +93,8 @@ def test_rows_name_the_images_they_come_from(study):
     digits = load_digits()
     for part in study.splits().values():
         assert part.labels.tolist() == digits.target[part.rows].tolist()
-        raw = torch.as_tensor(digits.images[part.rows], dtype=torch.float32)
-        assert torch.corrcoef(torch.stack([raw.flatten(), part.images.flatten()]))[0, 1] > 0.99999
+        raw = torch.as_tensor(digits.images[part.rows]).double()
+        assert torch.corrcoef(torch.stack([raw.flatten(), part.images.double().flatten()]))[0, 1] > 0.99999
 
 
 @pytest.mark.parametrize(
