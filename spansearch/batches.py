@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from spansearch.content import content
 from spansearch.errors import TaskError
 
 Batch = Any
@@ -91,23 +90,5 @@ def hash_of(batches: Iterable[Batch]) -> str:
     """A hash of everything in some batches, the same in every process."""
     digest = hashlib.sha256()
     for batch in batches:
-        for leaf in pytree.tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch):
-            add_to_hash(digest, leaf)
+        digest.update(content(batch))
     return digest.hexdigest()
-
-
-def add_to_hash(digest: Any, value: object) -> None:
-    """Take a tensor's dtype, shape and bytes, or anything else as text, into a digest of hashlib."""
-    if isinstance(value, Tensor):
-        plain = value.detach().cpu().contiguous()
-        digest.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-        if math.prod(plain.shape):
-            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    else:
-        digest.update(json.dumps(value, default=_text).encode())
-
-
-def _text(value: object) -> str:
-    """An object as text; of one that would only name its place in memory, its type."""
-    silent = type(value).__repr__ is object.__repr__ and type(value).__str__ is object.__str__
-    return type(value).__qualname__ if silent else str(value)

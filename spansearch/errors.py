@@ -34,7 +34,7 @@ class SaveError(StudyError):
     """What was to be kept could not be written, or its storage not be used."""
 
 
-def chain(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """An error, and every one that led to it."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
@@ -51,7 +51,7 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 def unsaved(error: BaseException) -> BaseException | None:
     """The error that kept something from being saved, of one and what led to it; None where nothing did."""
-    for one in chain(error):
+    for one in causes(error):
         if isinstance(one, SaveError) or (isinstance(one, OSError) and one.errno in _DISK):
             return one
     return None
@@ -65,7 +65,7 @@ def pass_on_stop(error: Exception) -> None:
     Raises:
         KeyboardInterrupt: as said. SaveError: something could not be saved on the way.
     """
-    if any(isinstance(one, KeyboardInterrupt) for one in chain(error)):
+    if any(isinstance(one, KeyboardInterrupt) for one in causes(error)):
         if unsaved(error):
             raise SaveError(f"{type(error).__name__}: {error}. What was kept before is intact.") from error
         raise KeyboardInterrupt from error

@@ -180,8 +180,8 @@ def score_on_test(
     """A member's figures on the test split, with a bootstrap interval of the score drop.
 
     Groups of a few examples are resampled together, teacher and model on the same ones. ``ci95`` is None
-    where the score of the whole split is not the mean over its parts (a median, an AUC): then groups say
-    nothing about it.
+    where the score of the whole split is not the mean over its examples or, with a mask, its positions (a
+    median, an AUC): then groups say nothing about it.
 
     Args:
         teacher_scores: the teacher's group_scores.
@@ -234,12 +234,26 @@ def _interval(
     own = group_scores(evaluator, model)
     if own is None or teacher_scores is None:
         return None
-    weights = [float(batch_size(group)) for group in _groups(evaluator.batches)]
-    mean = sum(v * w for v, w in zip(own, weights, strict=True)) / sum(weights)
-    if abs(mean - score) > 1e-5 * max(1.0, abs(score)):
-        return None
     drops = [before - after for before, after in zip(teacher_scores, own, strict=True)]
-    return bootstrap_interval(drops, weights, seed)
+    for weights in _weights(evaluator):
+        if _is_mean(score, own, weights) and _is_mean(evaluator.teacher_score, teacher_scores, weights):
+            return bootstrap_interval(drops, weights, seed)
+    return None
+
+
+def _weights(evaluator: Evaluator) -> Iterator[list[float]]:
+    """What groups may count with in a score: their examples, or their positions that are not masked out."""
+    groups = list(_groups(evaluator.batches))
+    yield [float(batch_size(group)) for group in groups]
+    masks = [evaluator.task.positions(group) for group in groups]
+    counts = [float(mask.sum()) for mask in masks if mask is not None]
+    if len(counts) == len(groups) and min(counts) > 0:
+        yield counts
+
+
+def _is_mean(score: float, parts: Sequence[float], weights: Sequence[float]) -> bool:
+    mean = sum(value * weight for value, weight in zip(parts, weights, strict=True)) / sum(weights)
+    return abs(mean - score) <= 1e-5 * max(1.0, abs(score))
 
 
 def _groups(batches: Sequence[Batch]) -> Iterator[Batch]:

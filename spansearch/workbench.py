@@ -12,14 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from spansearch.batches import Batch, add_to_hash, arguments, head
+from spansearch.batches import Batch, arguments, cloned, hash_of, head
 from spansearch.errors import SpanError, TaskError
 from spansearch.evaluate import Evaluator
 from spansearch.fit import FitData
 from spansearch.record import PARTS, Recording, Track, record, untracked
 from spansearch.screen import Screening
 from spansearch.spans import Span, Spans, Verifier, find_spans
+from spansearch.spans.structure import flatten
 from spansearch.task import SPLITS, Task
+
+FORMAT = 2
+"""Of fingerprints: one more whenever equal teachers, data or settings get another one than before."""
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -114,7 +118,21 @@ class Workbench:
 
     @cached_property
     def _verifier(self) -> Verifier:
-        return Verifier(self.teacher, self.examples)
+        return Verifier(self.teacher, self.examples, self._compared())
+
+    def _compared(self) -> int | None:
+        """Which tensor of the teacher's output the task compares; None where it is none of them."""
+        outputs: list[Any] = []
+        handle = self.teacher.register_forward_hook(lambda _module, _args, output: outputs.append(output))
+        batch = head(next(self.task.batches("calibration", self.device)), 2)
+        try:
+            with torch.no_grad():
+                value = self.task.output(self.teacher, cloned(batch))
+        finally:
+            handle.remove()
+        tensors = [leaf for leaf in flatten(outputs[0])[0] if isinstance(leaf, torch.Tensor)]
+        same = (i for i, t in enumerate(tensors) if t.shape == value.shape and torch.equal(t, value))
+        return next(same, None)
 
     def refusal(self, span: Span) -> str | None:
         """Why a span does not survive cross-input replay, or None; every span is replayed once."""
@@ -167,13 +185,13 @@ class Workbench:
         return FitData(x, y, x_held, y_held, keep, keep_held, self.device)
 
     @cached_property
-    def fingerprint(self) -> dict[str, str]:
-        """The task's name, and hashes of the teacher and of the data that steers the search.
+    def fingerprint(self) -> dict[str, Any]:
+        """The task's name, and hashes of the teacher and of the data that steers the search; their format.
 
         Raises:
             TaskError: the first batch of a split is another one in a second pass.
         """
-        prints = {"task": self.task.name, "teacher": self.teacher_hash}
+        prints = {"format": FORMAT, "task": self.task.name, "teacher": self.teacher_hash}
         for split in SPLITS[:2]:
             hashes = self.task.hashes(split, compared=1)  # one more batch tells most loaders that shuffle
             prints[split] = hashlib.sha256("".join(hashes).encode()).hexdigest()
@@ -182,8 +200,4 @@ class Workbench:
     @cached_property
     def teacher_hash(self) -> str:
         """Of the teacher's class name and state_dict."""
-        state = hashlib.sha256(type(self.teacher).__qualname__.encode())
-        for name, tensor in sorted(self.teacher.state_dict().items()):
-            state.update(name.encode())
-            add_to_hash(state, tensor)
-        return state.hexdigest()
+        return hash_of([type(self.teacher).__qualname__, self.teacher.state_dict()])

@@ -92,7 +92,7 @@ class Split(NamedTuple):
 
 
 @cache
-def splits(seed: int = 1) -> dict[str, Split]:
+def splits(seed: int = 0) -> dict[str, Split]:
     """`train`, `validation` and `test`: 1077, 360 and 360 digits, disjoint, each with every class's share.
 
     Pixels are normalised by ONE mean and one deviation, those of the training images: a deviation per pixel
@@ -137,8 +137,9 @@ def batches(split: Split, size: int = 180) -> list[Batch]:
 class Training:
     """What a teacher is made with. Whoever changes a value gets another teacher, in another file.
 
-    Of six settings (12 or 18 epochs, rates of 2e-3 and 4e-3, less augmentation, no smoothing) with two seeds
-    each this one had the best validation accuracy, .9972 both times; none was scored on the test digits.
+    Augmentation, rate and epochs were chosen by four-fold cross-validation over the training and validation
+    digits, 1437 in all: 9 of them wrong. With shift 1 and slant .15 it was 12, with half the rate as well 12,
+    with 12 epochs as well 15.
     """
 
     widths: tuple[int, int, int] = (32, 64, 128)
@@ -147,8 +148,8 @@ class Training:
     rate: float = 4e-3  # the peak of the one-cycle schedule
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
-    shift: float = 1.0  # augmentation: moves of up to this many of the 8 pixels,
-    slant: float = 0.15  # and this much off the identity in each entry of the 2 x 2 map
+    shift: float = 0.7  # augmentation: moves of up to this many of the 8 pixels,
+    slant: float = 0.25  # and this much off the identity in each entry of the 2 x 2 map
     seed: int = 0
 
 

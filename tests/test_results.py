@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tasks
+import torch
 
 import spansearch as ss
 from spansearch.evaluate import Evaluator, Measures
@@ -230,6 +231,11 @@ def test_the_interval_is_that_of_a_mean_and_absent_for_other_scores() -> None:
 
     assert scored(squared, weak)["ci95"] is None
 
+    def shifted(model: Any, batches: Any) -> float:  # a mean for the teacher only
+        return tasks.accuracy(model, batches) ** (1 if model is weak else 2)
+
+    assert scored(shifted, weak)["ci95"] is None
+
     def whole_only(model: Any, batches: Any) -> float:
         batches = list(batches)
         if sum(len(labels) for _, labels in batches) < 50:
@@ -238,3 +244,25 @@ def test_the_interval_is_that_of_a_mean_and_absent_for_other_scores() -> None:
 
     found = scored(whole_only, weak)
     assert found["ci95"] is None and found["score"] == tasks.accuracy(weak, tasks.split(tasks.blobs(96, 4)))
+
+
+def test_with_a_mask_the_mean_over_positions_has_an_interval() -> None:
+    """Positions are the 8 features here: of every example another number counts."""
+
+    def counted(batch: Any) -> torch.Tensor:
+        return torch.arange(8) < 1 + batch[1][:, None] * 3
+
+    def by_position(model: Any, batches: Any) -> float:
+        right = counts = 0.0
+        for x, labels in batches:
+            count = counted((x, labels)).sum(1)
+            right += float(((model(x).argmax(1) == labels) * count).sum())
+            counts += float(count.sum())
+        return right / counts
+
+    weak, teacher = tasks.mlp().eval(), tasks.teacher("mlp")
+    for mask, known in ((counted, True), (None, False)):
+        evaluator = Evaluator(tasks.make(score=by_position, mask=mask, divergence="squared"), teacher, "test")
+        found = score_on_test(evaluator, weak, group_scores(evaluator, teacher), 0)
+        assert (found["ci95"] is not None) == known
+        assert not known or found["ci95"][0] < found["score_drop"] < found["ci95"][1]

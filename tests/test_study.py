@@ -14,14 +14,13 @@ from optuna.trial import TrialState
 from torch import nn
 
 import spansearch as ss
-from spansearch import proposal, results, trials, workbench
-from spansearch import study as loop
+from spansearch import loop, proposal, results, trials, workbench
 from spansearch.evaluate import Evaluator
+from spansearch.loop import FailedStudyError
 from spansearch.proposal import loss
 from spansearch.recipe import from_json
 from spansearch.search import RidgeRule, SeededSampler
 from spansearch.store import StudentFiles, run_lock
-from spansearch.study import FailedStudyError
 from spansearch.trials import FINISHED, outcome_of
 
 TOTAL = 14
@@ -606,13 +605,13 @@ def test_a_task_is_all_that_is_given_by_position(tmp_path: Path, monkeypatch: py
 def test_a_family_that_breaks_when_it_is_asked_fails_its_trials_only(
     where: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weighed, original = [], loop.Study._is_new
+    weighed, original = [], loop.Loop._is_new
 
-    def is_new(study: ss.Study, params: Any, seen: Any) -> bool:
+    def is_new(own: loop.Loop, params: Any) -> bool:
         weighed.append(params["family"])
-        return original(study, params, seen)
+        return original(own, params)
 
-    monkeypatch.setattr(loop.Study, "_is_new", is_new)
+    monkeypatch.setattr(loop.Loop, "_is_new", is_new)
 
     def broken(self: Halved, *_: Any) -> Any:
         raise error(f"no {where} today")
@@ -675,8 +674,20 @@ def test_a_study_opens_from_its_file_or_its_directory(tmp_path: Path) -> None:
     assert study.search.seed == 3 and study.source == file
     study.run(2)
     again = ss.Study.open(directory)
+    assert again.search.seed == 3 and ss.Study.open(directory, seed=4).search.seed == 4
     assert again.directory == directory and [t.number for t in again.finished()] == [0, 1]
     with pytest.raises(ss.StudyError, match="leave out --dir"):
         ss.Study.open(directory, directory=tmp_path)
     with pytest.raises(ss.TaskError, match="SEARCH must be"):
         ss.Study.open(tasks.study_file(tmp_path / "other.py", "mlp", "SEARCH = 3"))
+
+
+def test_members_of_a_study_of_an_older_version_are_refused_as_such(tmp_path: Path) -> None:
+    study = new(tmp_path)
+    study.run(2)
+    made = dict(study.optuna.user_attrs["fingerprint"])
+    del made["format"]
+    study.optuna.set_user_attr("fingerprint", {**made, "teacher": "another hash"})
+    for refused in (lambda: new(tmp_path).run(3), lambda: new(tmp_path).front()[0].load()):
+        with pytest.raises(ss.StudyError, match="was made by an older version of spansearch"):
+            refused()

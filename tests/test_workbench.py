@@ -149,3 +149,37 @@ def test_devices():
 def test_a_device_that_is_not_there(device):
     with pytest.raises(TaskError, match=f"device '{device}' cannot be used"):
         pick_device(device)
+
+
+class _WithLoss(nn.Module):
+    """Takes labels and returns a loss beside its logits, in an output class of its own."""
+
+    class Output(dict):
+        __getattr__ = dict.__getitem__
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.body(values)
+        return self.Output(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
+
+
+def test_a_loss_beside_the_logits_refuses_no_span(tmp_path):
+    torch.manual_seed(0)
+    batches = [{"values": torch.randn(16, 4), "labels": torch.randint(3, (16,))} for _ in range(2)]
+    task = ss.Task(
+        "loss",
+        teacher=lambda: _WithLoss().eval(),
+        calibration=lambda: batches,
+        validation=lambda: batches,
+        test=lambda: batches,
+        score=lambda model, batches: 1.0,
+        forward=lambda model, batch: model(**batch).logits,
+    )
+    bench = _bench(tmp_path, task)
+    assert len(bench.found.spans) >= 3
+    assert not any(map(bench.refusal, bench.found.spans))
+    with pytest.raises(ss.SpanError, match="labels go into the model"):
+        ss.verify(bench.teacher, bench.found["body.0", "body.1"], batches[:1])

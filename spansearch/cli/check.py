@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,7 +72,8 @@ def check(study: Path, directory: Path | None, device: str) -> None:
     hint = _mask_hint(opened.task)
     if hint:
         console.print(f"Note: {hint}")
-    output.print(f"\nAll is well. Next: spansearch run {study}")
+    given = ["--dir", str(directory)] if directory is not None else []
+    output.print(f"\nAll is well. Next: {shlex.join(['spansearch', 'run', str(study), *given])}")
 
 
 def _mask_hint(task: Task) -> str | None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import click
 
-from spansearch.cli.options import device_option, directory_option, storage_option
+from spansearch.cli.options import device_option, directory_option, storage_option, study_argument
 from spansearch.cli.terminal import number, output, share, table, track
 from spansearch.results import MEASURES, Front
 from spansearch.study import Study
 
 
 @click.command(epilog="Example: spansearch front studies/digits_cnn.py --json > front.json")
-@click.argument("study", metavar="STUDY|DIR", type=click.Path(path_type=Path))
+@study_argument
 @directory_option
 @storage_option
 @device_option
@@ -42,8 +42,8 @@ def front(
 ) -> None:
     """Print the front of a study: selected on validation, scored on the test split.
 
-    DIR is the directory of a run: the study file it was run from is read again. The test split is read here
-    and steers nothing; a member is scored on it once, and again only where the split changed.
+    The test split is read here and steers nothing; a member is scored on it once, and again only where the
+    split changed.
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other.")
@@ -88,6 +88,11 @@ def print_front(found: Front) -> None:
         )
     output.print(rows)
     output.print("A drop at or below 0 counts as none; of equal drops the lower divergence is better.")
+    if any(member.test and not member.test.get("ci95") for member in found):
+        output.print(
+            "No 95% interval where the score of the split is not the mean over its examples or, with a mask, "
+            "its positions: accuracies and mean losses have one; F1, AUC, correlations and medians do not."
+        )
     counts = found.summary["trials"]
     on_test = f", on test {teacher['test_score']:.4f}" if teacher.get("test_score") is not None else ""
     output.print(

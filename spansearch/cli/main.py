@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from typing import NoReturn
@@ -18,8 +19,8 @@ from spansearch import __version__
 from spansearch.cli import check, front, run, screen, spans
 from spansearch.cli.terminal import console
 from spansearch.errors import SpanSearchError, unsaved
+from spansearch.loop import FailedStudyError
 from spansearch.store import MODULE_PREFIX
-from spansearch.study import FailedStudyError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -27,7 +28,8 @@ from spansearch.study import FailedStudyError
 def spansearch() -> None:
     """A trained PyTorch network goes in, a Pareto front of smaller networks comes out.
 
-    A STUDY is a Python file with TASK = spansearch.Task(...); it is code and is run as you.
+    A STUDY is a Python file with TASK = spansearch.Task(...); it is code and is run as you. In its place the
+    DIR of a run stands for the study file, seed and storage it was run with.
 
     \b
     Example: spansearch run studies/digits_cnn.py --trials 60
@@ -128,8 +130,19 @@ def _line_of_study(error: Exception) -> str | None:
         file = Path(frame.f_code.co_filename)
         if module.startswith("spansearch."):
             found = None
-        elif module.startswith(MODULE_PREFIX) or (
-            "site-packages" not in file.parts and not folders.isdisjoint(file.parents)
-        ):
+        elif module.startswith(MODULE_PREFIX) or any(_beside(file, folder) for folder in folders):
             found = f"{file}, line {line}"
     return found
+
+
+def _beside(file: Path, folder: Path) -> bool:
+    """Does a file lie in a folder and not in a Python that lies there, too, as in a home directory?"""
+    if not file.is_absolute() or folder not in file.parents or "site-packages" in file.parts:
+        return False
+    paths = sysconfig.get_paths()
+    pythons = {sys.prefix, sys.base_prefix, *(paths[of] for of in ("stdlib", "platstdlib", "purelib"))}
+    return not any(
+        folder in python.parents and python in file.parents
+        for path in pythons
+        for python in (Path(path), Path(path).resolve())
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-study_argument = click.argument("study", metavar="STUDY", type=click.Path(path_type=Path))
+study_argument = click.argument("study", metavar="STUDY|DIR", type=click.Path(path_type=Path))
 directory_option = click.option(
     "--dir",
     "directory",
@@ -15,13 +15,17 @@ directory_option = click.option(
     help="The run's directory [default: runs/<task name>].",
 )
 storage_option = click.option(
-    "--storage", metavar="URL", help="Optuna storage [default: SQLite study.db in the run's directory]."
+    "--storage",
+    metavar="URL",
+    help="Optuna storage [default: the run's, else SQLite study.db in its directory].",
 )
 device_option = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes CUDA when there."
 )
 seed_option = click.option(
-    "--seed", type=int, help="Every random choice follows from it [default: the study's, 0]."
+    "--seed",
+    type=int,
+    help="Every random choice follows from it [default: the run's or the study's, else 0].",
 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from spansearch.spans.graph import Trace
-from spansearch.spans.points import CutPoint
+from spansearch.spans.points import CutPoint, Place
 
 Points = Mapping[int, CutPoint]
 
@@ -156,7 +156,8 @@ def legal_in_both(
     train = _Other(traced, points)
     kept: list[Chain] = []
     refused: list[Rejected] = []
-    for chain in chains:
+    for whole in chains:
+        chain = replace(whole, points=tuple(map(train.stoppable, whole.points)))
         pieces: list[list[int]] = []
         for k, point in enumerate(chain.points):
             if not train.named(point):
@@ -193,6 +194,14 @@ class _Other:
         names = (point.name, *point.aliases)
         return list(dict.fromkeys(self.by_name[name] for name in names if name in self.by_name))
 
+    def stoppable(self, point: CutPoint) -> CutPoint:
+        """The point without the places at which a student's output would come too late in this mode."""
+        others = self.named(point)
+        if not point.emit or not others:
+            return point
+        here = {_where(place) for other in others for place in other.emit}
+        return replace(point, emit=tuple(place for place in point.emit if _where(place) in here))
+
     def legal(self, start: CutPoint, stop: CutPoint) -> bool:
         starts = [place for point in self.named(start) for place in self.places.get(point.vertex, [])]
         stops = [place for point in self.named(stop) for place in self.places.get(point.vertex, [])]
@@ -201,3 +210,7 @@ class _Other:
     def why_not(self, start: CutPoint, stop: CutPoint) -> str:
         found = why_not(self.traced, self.points, self.named(start)[0], self.named(stop)[0])
         return found or f"{start.name} and {stop.name} are other activations"
+
+
+def _where(place: Place) -> tuple[object, ...]:
+    return place.path, place.number, place.side, place.leaf

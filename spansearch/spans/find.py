@@ -87,8 +87,9 @@ class Spans:
     def __getitem__(self, ends: tuple[str, str]) -> Span:
         start, stop = (self._point(name, ends) for name in ends)
         for chain in self.chains:
-            if start in chain.points and stop in chain.points[chain.points.index(start) :]:
-                span = self._span(start, stop, chain)
+            if start in chain.points and stop in chain.points:
+                first, last = chain.points.index(start), chain.points.index(stop)
+                span = self._span(chain.points[first], chain.points[last], chain) if first < last else None
                 if span is not None:
                     return span
         raise SpanError(f"No legal span {' -> '.join(ends)}: {self._why_not(start, stop)}.")
@@ -107,8 +108,8 @@ class Spans:
         """The same with fewer cut points: neighbours enclose at least ``resolution`` of the model's flops.
 
         Cheap modules go with what precedes them, unless they change the layout: of a convolution, its norm,
-        its activation and a pooling over all pixels the activation's output stays. The ends of the top-level
-        chain always stay.
+        its activation and a pooling over all pixels the activation's output stays. The ends of a chain stay,
+        but for what has no layout.
         """
         if not 0 <= resolution < 1:
             raise SpanError(f"resolution is a share of the model's flops in [0, 1), got {resolution}.")
@@ -193,19 +194,19 @@ def find_spans(model: nn.Module, *args: Any, **kwargs: Any) -> Spans:
 
 def _thin(chain: Chain, least: float) -> list[int]:
     """Indices of the points that stay: at least ``least`` flops between neighbours, as late as is free."""
-    kept, since = [0], 0
+    first, last = _ends(chain)
+    kept, since = [first], 0
     free: list[int] = []  # points far enough from the last kept one, with next to nothing between them
-    for k, point_flops in enumerate(chain.flops, 1):
-        since += point_flops
+    for k in range(first + 1, last + 1):
+        since += chain.flops[k - 1]
         if since >= least and since > 0:
             free.append(k)
-        following = chain.flops[k] if k < len(chain.flops) else None
+        following = chain.flops[k] if k < last else None
         if free and (following is None or following > 0.1 * least):
             chosen = _latest(chain, free)
             kept.append(chosen)
             since = sum(chain.flops[chosen:k])
             free = []
-    last = len(chain.points) - 1
     if kept[-1] != last:  # what is left is too cheap to stand alone: it goes with what precedes it
         if len(kept) > 1:
             kept.pop()
@@ -213,8 +214,17 @@ def _thin(chain: Chain, least: float) -> list[int]:
     return kept
 
 
+def _ends(chain: Chain) -> tuple[int, int]:
+    """The first point that a student can read, the last that it can stand in for: what has no layout, such as
+    an output (N,), fits no family."""
+    laid_out = [k for k, point in enumerate(chain.points) if point.layout is not None]
+    stops = [k for k in laid_out[1:] if chain.points[k].can_stop]
+    return (laid_out[0], stops[-1]) if stops else (0, len(chain.points) - 1)
+
+
 def _latest(chain: Chain, free: Sequence[int]) -> int:
     """Of neighbouring points the last one laid out like the first: pooling leaves less to reproduce, but also
     less to read, and a mask says nothing about its result."""
     alike = [k for k in free if chain.points[k].layout == chain.points[free[0]].layout]
-    return next((k for k in reversed(alike) if chain.points[k].can_stop), alike[-1])
+    stops = (k for some in (alike, free) for k in reversed(some) if chain.points[k].can_stop)
+    return next(stops, alike[-1])

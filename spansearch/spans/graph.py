@@ -46,11 +46,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Activation:
-    """A tensor that goes into or comes out of a module call. ``shape`` has the batch dimension."""
+    """A tensor that goes into or comes out of a module call. ``shape`` has the batch dimension; a ``view``
+    shares its memory with the tensor it was taken from."""
 
     vertex: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    view: bool = False
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Recording:
     calls: list[Call] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     keys: list[tuple[dict[int, Key], dict[int, Key]]] = field(default_factory=list)  # of a call: read, made
-    tensors: dict[Key, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
+    tensors: dict[Key, tuple[tuple[int, ...], torch.dtype, bool]] = field(default_factory=dict)
     functions: dict[int, Any] = field(
         default_factory=dict
     )  # keeps nodes alive, so that identities stay unique
@@ -82,6 +84,14 @@ class Trace:
     uncounted: tuple[str, ...]
     batch_size: int
     source: int | None  # the vertex of the model's own input, where it is one floating-point tensor
+
+    def is_inside(self, call: int, other: int) -> bool:
+        """Does a call take place during another one?"""
+        while call > other:
+            call = self.calls[call].parent
+            if call == other:
+                return True
+        return False
 
 
 class Flow:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from spansearch.spans.graph import Leaf, Trace
+from spansearch.spans.graph import Call, Leaf, Trace
 from spansearch.spans.points import CutPoint, Place
 from spansearch.spans.structure import Structure
 
@@ -21,6 +21,7 @@ class PlannedCall:
         reads: leaf of (args, kwargs) that the student gets, in the first call of a substitution.
         returns: leaf of the output that the student's output becomes, in the last call of one.
         leaves, structure: what the call returned when it was traced.
+        same: for every leaf the first one that is the same tensor.
         reference: leaf of (args, kwargs) whose shape and dtype tell how a run differs from the traced one.
         reference_shape, reference_dtype: its own when it was traced.
     """
@@ -31,6 +32,7 @@ class PlannedCall:
     reads: int | None
     returns: int | None
     leaves: tuple[Leaf, ...]
+    same: tuple[int, ...]
     structure: Structure
     reference: int | None
     reference_shape: tuple[int, ...]
@@ -52,8 +54,8 @@ class Plan:
         obstacle: why no student can take its place, or None; the rest means nothing where there is one.
         calls: the outermost module calls wholly inside; they no longer take place.
         capture, emit: where the start can be read and the stop written, the best first.
-        overwrite: glue makes the stop and more than the first call that reads it uses it, so it is not only
-            passed on to that call but written into the tensor that all of them hold.
+        overwrite: the stop is written where a call reads it, into the tensor that is there, as whoever made
+            it may hold and read it, too. Not a view, which only that call reads: it is handed on to it.
         vanished: (path, number) of the calls made inside ``calls``: they no longer take place either.
         ops: vertices of everything computed between start and stop.
         removed_flops: of ``calls``, for the whole batch.
@@ -82,14 +84,14 @@ def make_plan(traced: Trace, start: CutPoint, stop: CutPoint) -> Plan:
     replaced, vanished = _calls_inside(traced, inside, ops)
     removed = frozenset().union(*(traced.calls[index].ops for index in replaced))
     route = _route(traced, replaced, start.vertex, stop.vertex) if removed == ops else None
-    made = tuple(place for place in stop.places if place.side == "out")
-    emit = made or stop.places[:1]
-    capture = _captures(traced, start, emit[0])
+    emit = stop.emit
+    capture = _captures(traced, start, emit[0]) if emit else ()
     obstacle = None
-    if not stop.can_stop:
+    if not emit:
         obstacle = (
-            f"{stop.name} is made by glue between modules and read by glue before any module reads it, so no "
-            "student's output can take its place"
+            f"{stop.name} is made by glue between modules and read by glue before any module reads it, or a "
+            "view that several read, so no student's output can take its place. A module that returns it "
+            "would make it a stop"
         )
     elif not replaced:
         obstacle = f"no module call lies wholly between {start.name} and {stop.name}"
@@ -109,7 +111,7 @@ def make_plan(traced: Trace, start: CutPoint, stop: CutPoint) -> Plan:
         route is not None,
         capture,
         emit,
-        not made and not set(traced.graph.successors[stop.vertex]) <= traced.calls[emit[0].call].ops,
+        bool(emit) and emit[0].side == "in" and not traced.activations[stop.vertex].view,
         frozenset((traced.calls[index].path, traced.calls[index].number) for index in vanished),
         ops,
         sum(traced.calls[index].flops for index in replaced),
@@ -125,14 +127,12 @@ def _captures(traced: Trace, start: CutPoint, emit: Place) -> tuple[Place, ...]:
     due = emit.call
 
     def in_time(place: Place) -> bool:
-        if place.side == "out":
-            return True
-        if emit.side == "in":
-            return place.call < due
         call = place.call
-        while call > due:  # a call made during the one that makes the stop begins before that one ends
-            call = traced.calls[call].parent
-        return place.call <= due or call == due
+        if emit.side == "out" and traced.is_inside(call, due):
+            return True
+        if place.side == "out":  # it has to end before
+            return call < due and not traced.is_inside(due, call)
+        return call < due or (emit.side == "out" and call == due)
 
     return tuple(sorted(filter(in_time, start.places), key=lambda place: not place.path))
 
@@ -191,8 +191,16 @@ def _planned(traced: Trace, index: int, reads: int | None, returns: int | None) 
         reads,
         returns,
         call.leaves,
+        tuple(_first_of(call, leaf) for leaf in range(len(call.leaves))),
         call.structure,
         reference,
         seen.shape if seen is not None else (),
         seen.dtype if seen is not None else None,
     )
+
+
+def _first_of(call: Call, leaf: int) -> int:
+    """The first leaf of a call's output that is the same activation."""
+    if leaf not in call.outputs:
+        return leaf
+    return min(other for other, vertex in call.outputs.items() if vertex == call.outputs[leaf])

@@ -15,7 +15,8 @@ Side = Literal["in", "out"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a forward pass an activation can be read: a leaf of what goes into or comes out of a call."""
+    """Where in a forward pass an activation can be read or written: a leaf of what goes into or comes out of
+    a call."""
 
     path: str
     number: int  # which call of the module, from 0
@@ -39,8 +40,9 @@ class CutPoint:
         layout: ``vector`` (N, C), ``tokens`` (N, T, C), ``map`` (N, C, H, W), or None where it is none of
             them or its first dimension is not the batch.
         aliases: further names of the same activation, e.g. ``layer2`` for its last block's output.
-        can_stop: a student's output can take its place: a module call returns it, or one reads it before any
-            glue does, or the model returns it.
+        emit: where a student's output can take its place, the best first: where a module call returns it or,
+            if glue makes it, where a call reads it first. Nowhere, if glue reads it before, or if it is a
+            view that others read, too.
     """
 
     name: str
@@ -48,9 +50,14 @@ class CutPoint:
     dtype: torch.dtype
     layout: Layout | None
     aliases: tuple[str, ...] = field(default=(), compare=False)
-    can_stop: bool = field(default=True, compare=False)
+    emit: tuple[Place, ...] = field(default=(), compare=False, repr=False)
     vertex: int = field(default=-1, compare=False, repr=False)
     places: tuple[Place, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def can_stop(self) -> bool:
+        """May a span stop here?"""
+        return bool(self.emit)
 
 
 def cut_points(traced: Trace) -> dict[int, CutPoint]:
@@ -69,13 +76,20 @@ def cut_points(traced: Trace) -> dict[int, CutPoint]:
     inside = any(call.path for call in traced.calls)
     for vertex, activation in traced.activations.items():
         # calls are numbered as they begin, so of nested calls the innermost has the highest number
-        makers = [place for place in reversed(made.get(vertex, [])) if place.path]
+        inmost = sorted(made.get(vertex, []), key=lambda place: (-place.call, place.leaf))
+        makers = [place for place in inmost if place.path]
         readers = read.get(vertex, [])
+        # a call that returns what another one inside it has read by then only collects it; dropout in eval
+        # mode reads nothing
+        used = (place for place in readers if vertex not in traced.calls[place.call].outputs.values())
+        first = next((place for place in used if place.path), None)
+        late = [place for place in makers if first and traced.is_inside(first.call, place.call)]
+        makers = [place for place in makers if place not in late]
         is_input = vertex == traced.source
         if not makers and not is_input and not readers and inside:
             makers = made.get(vertex, [])  # the model's own output, made by glue
         inner = [] if is_input else makers or [place for place in readers if place.path]
-        further = [place for place in passed.get(vertex, []) if place.path]
+        further = [place for place in passed.get(vertex, []) if place.path] + late
         names = [*(["input"] if is_input else []), *_names(traced, inner)]
         if not names:
             continue
@@ -85,17 +99,23 @@ def cut_points(traced: Trace) -> dict[int, CutPoint]:
             activation.dtype,
             _layout(activation.shape, traced.batch_size),
             tuple(names[1:] + _names(traced, further)),
-            not is_input and (bool(makers) or _read_first(traced, vertex, inner[0])),
+            () if is_input else _emission(traced, vertex, makers, readers),
             vertex,
             (*makers, *readers),
         )
     return points
 
 
-def _read_first(traced: Trace, vertex: int, reader: Place) -> bool:
-    """Does this call read an activation before any operator outside it does?"""
-    begun = traced.calls[reader.call].first_node
-    return all(traced.numbers.get(user, begun) >= begun for user in traced.graph.successors[vertex])
+def _emission(traced: Trace, vertex: int, makers: list[Place], readers: list[Place]) -> tuple[Place, ...]:
+    """Where an activation can be written before anything uses it."""
+    users = traced.graph.successors[vertex]
+    used = min((traced.numbers[user] for user in users if user in traced.numbers), default=None)
+    if makers:
+        return tuple(p for p in makers if used is None or used >= traced.calls[p.call].last_node)
+    first = next(place for place in readers if place.path)
+    if traced.activations[vertex].view and not set(users) <= traced.calls[first.call].ops:
+        return ()  # to write into a view is to write into what it was taken from
+    return (first,) if used is None or used >= traced.calls[first.call].first_node else ()
 
 
 def _names(traced: Trace, places: list[Place]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -29,10 +30,9 @@ class Relay:
     def __init__(self, name: str, start_shape: tuple[int, ...], stop_shape: tuple[int, ...]) -> None:
         self.name = name
         self.start_shape, self.stop_shape = start_shape, stop_shape
-        self.orphaned = False  # a later splice took the module at which its input was read
         self.home: nn.Module | None = None
         self.key = ""
-        self.value: Tensor | None = None
+        self._values: dict[int, Tensor] = {}  # of each thread that runs the model
 
     def run(self, x: Tensor) -> Tensor:
         """The student's output, checked, in memory of its own."""
@@ -41,27 +41,33 @@ class Relay:
             self._complain(type(y).__name__)
         elif not self._fits(x, y):
             self._complain(f"{tuple(y.shape)} for an input of shape {tuple(x.shape)}")
-        if y is x or y._is_view():
+        if y is x or torch.compiler.is_compiling() or y._is_view():
             y = y.clone()  # an in-place operator behind the span must not reach the activation in front of it
         return y
 
     def capture(self, x: Tensor) -> None:
         """Run the student now, for later."""
-        self.value = self.run(x)
+        self._values[_thread()] = self.run(x)
 
     def take(self) -> Tensor:
         """The student's output, once."""
-        if self.value is None:
+        value = self._values.pop(_thread(), None)
+        if value is None:
             raise SpanError(
                 f"{self.name}: the student's output is due before its input was seen. The forward pass took "
                 "another way than when the model was traced."
             )
-        value, self.value = self.value, None
         return value
+
+    def forget(self) -> None:
+        """Drop what an aborted forward pass left."""
+        self._values.pop(_thread(), None)
 
     def _fits(self, x: Tensor, y: Tensor) -> bool:
         if y.ndim != len(self.stop_shape):
             return False
+        if torch.compiler.is_compiling():  # to compare sizes would fix them
+            return True
         if x.shape[1:] == self.start_shape[1:] and y.shape[1:] != self.stop_shape[1:]:
             return False
         same_batch = self.start_shape[:1] == self.stop_shape[:1]
@@ -74,21 +80,32 @@ class Relay:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "value": None}  # what an aborted forward pass left cannot be copied
+        return {**self.__dict__, "_values": {}}  # what an aborted forward pass left cannot be copied
 
 
 class CallCounter:
-    """Which call of a module within one forward pass this is."""
+    """Which call of a module within one forward pass this is, in each thread by itself."""
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.seen = 0
+        self._seen: dict[int, int] = {}
 
     def next(self) -> int:
         """The number of the call that begins or ends now, from 0."""
-        number = self.seen % self.total
-        self.seen = number + 1
+        if self.total == 1:
+            return 0
+        number = self._seen.get(_thread(), 0) % self.total
+        self._seen[_thread()] = number + 1
         return number
+
+    def reset(self) -> None:
+        """A forward pass begins."""
+        self._seen.pop(_thread(), None)
+
+
+def _thread() -> int:
+    """Which thread runs the model: several may at once."""
+    return 0 if torch.compiler.is_compiling() else get_ident()
 
 
 class Slot(nn.Module):
@@ -138,33 +155,27 @@ class Slot(nn.Module):
         given, _ = flatten((args, kwargs))
         if relay is not None and call.reads is not None:
             relay.capture(given[call.reads])
-        due = relay.take() if relay is not None and call.returns is not None and not relay.orphaned else None
+        due = relay.take() if relay is not None and call.returns is not None else None
         if due is not None and len(call.leaves) == 1:
             return unflatten([due], call.structure)
         reference = given[call.reference] if call.reference is not None else None
         out = [_zeros(leaf, call, reference) for leaf in self._sized(call, reference, args, kwargs)]
         if due is not None and call.returns is not None:
-            out[call.returns] = due
-        return unflatten(out, call.structure)
+            out[call.same[call.returns]] = due
+        return unflatten([out[first] for first in call.same], call.structure)
 
-    def students(self) -> Iterator[Relay]:
-        """The relays that run their students here."""
+    def relays(self) -> Iterator[Relay]:
+        """The relays that run their students here or whose output is returned here."""
         for call, relay in self._planned.values():
-            if relay is not None and call.reads is not None:
+            if relay is not None and (call.reads is not None or call.returns is not None):
                 yield relay
 
     def _sized(self, call: PlannedCall, reference: Any, args: Any, kwargs: Any) -> Sequence[Leaf]:
         """What the call would return for inputs of these sizes."""
         if not isinstance(reference, Tensor):
             return call.leaves
-        if torch.compiler.is_compiling():  # compare no sizes: that would fix them; only the batch may differ
-            batch, now = call.reference_shape[:1], reference.shape[:1]
-            return [
-                replace(leaf, shape=(*now, *leaf.shape[1:]))
-                if leaf.shape and leaf.shape[:1] == batch
-                else leaf
-                for leaf in call.leaves
-            ]
+        if torch.compiler.is_compiling():  # compare no sizes: that would fix them
+            return [_following(leaf, call, reference) for leaf in call.leaves]
         if reference.shape == call.reference_shape:
             return call.leaves
         # asking costs about as much as a small layer: once for every new size
@@ -248,6 +259,19 @@ def _zeros(leaf: Leaf, call: PlannedCall, reference: Any) -> Any:
     return torch.zeros(leaf.shape, dtype=dtype, device=reference.device)
 
 
+def _following(leaf: Leaf, call: PlannedCall, reference: Tensor) -> Leaf:
+    """A leaf whose batch size, and tokens or pixels where they were as many, are those of the call's
+    input."""
+    if not leaf.shape:
+        return leaf
+    alike = len(leaf.shape) if len(leaf.shape) == len(call.reference_shape) else 1
+    shape = list(leaf.shape)
+    for i in range(alike):
+        if i < len(call.reference_shape) and shape[i] == call.reference_shape[i]:
+            shape[i] = reference.shape[i]
+    return replace(leaf, shape=tuple(shape))
+
+
 def _scaled(leaf: Leaf, call: PlannedCall, reference: Tensor) -> Leaf:
     """A leaf with sizes carried over from the call's input, dimension by dimension."""
     if leaf.shape is None or reference.ndim != len(call.reference_shape):
@@ -299,7 +323,7 @@ class EmitHook:
         return self._emit(output)
 
     def _emit(self, given: Any) -> Any:
-        if self.counter.next() != self.number or self.relay.orphaned:
+        if self.counter.next() != self.number:
             return None
         leaves, structure = flatten(given)
         old, new = leaves[self.leaf], self.relay.take()
@@ -311,7 +335,7 @@ class EmitHook:
 
 def _overwrite(old: Tensor, new: Tensor) -> None:
     """Write values into a tensor that others hold, gradients of the new ones included."""
-    if old.grad_fn is not None and not old._is_view() and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and old.grad_fn is not None and not old._is_view():
         old.detach_()  # what made it may have kept it for a backward pass that its values no longer need
     old.copy_(new)
 
@@ -325,6 +349,6 @@ class ResetHook:
     def before(self, module: nn.Module, args: Any) -> None:
         """As a forward pre-hook of the model."""
         for counter in self.counters:
-            counter.seen = 0
+            counter.reset()
         for relay in self.relays:
-            relay.value = None
+            relay.forget()

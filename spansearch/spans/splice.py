@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -31,7 +31,8 @@ def splice(model: M, students: Mapping[Span, nn.Module]) -> M:
         model until somebody writes to it (copy_model). Students are under ``<replaced module>.student``.
 
     Raises:
-        SpanError: spans overlap, or the model does not have the modules of the span.
+        SpanError: spans overlap, the model does not have the modules of a span, or a student that an earlier
+            splice put in needs one of them.
     """
     spans = list(students)
     _require_disjoint(spans)
@@ -106,25 +107,38 @@ def _replace_calls(
                     total = remaining.total(path, call.total)
                     here += [span] if call is span.plan.calls[0] else []
         old = _submodule(model, path)
+        _require_untied(model, path, old, len(planned) < total, relays.values())
         slot = Slot(old, total, planned)
         counters.append(slot._counter)
         for span in here:
             slot.add_student(students[span], relays[span])
-        if slot._original is None:
-            _orphan(old, set(relays.values()))
         _replace_everywhere(model, old, slot)
     return counters
 
 
-def _orphan(module: nn.Module, current: set[Relay]) -> None:
-    """Students of an earlier splice that read their input in a module that goes now have nothing to emit."""
-    for child in module.modules():
-        found = list(child.students()) if isinstance(child, Slot) else []
-        for hook in (*child._forward_hooks.values(), *child._forward_pre_hooks.values()):
-            reader = getattr(hook, "__self__", None)
-            found += [reader.relay] if isinstance(reader, CaptureHook) else []
-        for relay in set(found) - current:
-            relay.orphaned = True
+def _require_untied(
+    model: nn.Module, path: str, old: nn.Module, partly: bool, current: Collection[Relay]
+) -> None:
+    """Refuse to take away a module that a student of an earlier splice needs, to read or to be read."""
+    inside = set(old.modules())
+    tied = set(_relays(inside)).difference(current)
+    elsewhere = set(_relays(module for module in _parents(model) if module not in inside))
+    if tied & elsewhere or (partly and tied):
+        raise SpanError(
+            f"splice: {path} goes, but the student of {next(iter(tied)).name}, which an earlier splice put "
+            "in, is tied to it. Splice the original model, with all students at once."
+        )
+
+
+def _relays(modules: Iterable[nn.Module]) -> Iterator[Relay]:
+    """The relays that modules or hooks on them serve."""
+    for module in modules:
+        if isinstance(module, Slot):
+            yield from module.relays()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            owner = getattr(hook, "__self__", None)
+            if isinstance(owner, CaptureHook | EmitHook):
+                yield owner.relay
 
 
 def _emit(model: nn.Module, span: Span, relay: Relay, remaining: _Remaining) -> CallCounter:

@@ -7,6 +7,7 @@ not be registered anywhere.
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ def flatten(value: Any) -> tuple[list[Any], Structure]:
     records: list[tuple[Any, Structure] | None] = []
     for leaf in outer:
         if _is_record(leaf):
-            inside, structure = flatten(dict(vars(leaf)))
+            inside, structure = flatten((dict(leaf) if isinstance(leaf, dict) else {}, dict(_fields(leaf))))
             leaves.extend(inside)
             records.append((type(leaf), structure))
         else:
@@ -65,12 +66,21 @@ def _build(leaves: Iterator[Any], structure: Structure) -> Any:
             continue
         kind, inside = record
         made: Any = kind.__new__(kind)
-        vars(made).update(_build(leaves, inside))
+        items, fields = _build(leaves, inside)
+        for key, item in items.items():
+            (OrderedDict if isinstance(made, OrderedDict) else dict).__setitem__(made, key, item)
+        _fields(made).update(fields)
         outer.append(made)
     return pytree.tree_unflatten(outer, structure.spec)
 
 
+def _fields(record: Any) -> dict[str, Any]:
+    return getattr(record, "__dict__", {})
+
+
 def _is_record(leaf: Any) -> bool:
+    if isinstance(leaf, dict):  # of a class of its own, such as a model's output with attributes
+        return True
     if isinstance(leaf, Tensor | nn.Module | type) or not hasattr(leaf, "__dict__"):
         return False
     return dataclasses.is_dataclass(leaf) or any(isinstance(value, Tensor) for value in vars(leaf).values())

@@ -84,8 +84,8 @@ class Tap:
                 return None
             except RuntimeError:  # an expanded tensor, whose elements share memory, cannot be written
                 pass
-        leaves[self.place.leaf] = self.force.clone()
-        return unflatten(leaves, shape)
+        written = self.force.clone()
+        return unflatten([written if other is leaf else other for other in leaves], shape)
 
 
 @contextmanager

@@ -77,8 +77,8 @@ def _finish(recorder: _Recorder, inputs: Inputs, tally: FlopTally, name: str) ->
         )
     place_calls(recording, flow)
     activations = {
-        flow.vertices[key]: Activation(flow.vertices[key], shape, dtype)
-        for key, (shape, dtype) in recording.tensors.items()
+        flow.vertices[key]: Activation(flow.vertices[key], shape, dtype, view)
+        for key, (shape, dtype, view) in recording.tensors.items()
         if key in flow.vertices
     }
     flops = {v: tally.by_node[number] for v, number in flow.numbers.items() if number in tally.by_node}
@@ -160,7 +160,7 @@ class _Recorder:
             if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
                 key = (id(leaf.grad_fn), leaf.output_nr)
                 self.recording.functions[key[0]] = leaf.grad_fn
-                self.recording.tensors.setdefault(key, (tuple(leaf.shape), leaf.dtype))
+                self.recording.tensors.setdefault(key, (tuple(leaf.shape), leaf.dtype, leaf._is_view()))
                 found[i] = key
         return found
 

@@ -58,15 +58,18 @@ class Verifier:
     Args:
         model: the model; a copy of it runs, in eval mode.
         examples: as for verify; two or three batches at most are used.
+        compared: which leaf of the model's output has to stay the same, the tensors counted from 0; None:
+            all. A loss that the model returns beside it depends on the labels as well.
 
     Raises:
         SpanError: there are no examples, or none differs from the others.
     """
 
-    def __init__(self, model: nn.Module, examples: Sequence[Batch]) -> None:
+    def __init__(self, model: nn.Module, examples: Sequence[Batch], compared: int | None = None) -> None:
         if not examples:
             raise SpanError("verify: no examples given; pass one or more batches, two or more examples each.")
         self.model = copy_model(model).eval()
+        self.compared = compared
         self.given = arguments(examples[0])
         self.others = _other_inputs(examples)
         self.output = self._run(self.model, self.given)
@@ -129,6 +132,11 @@ class Verifier:
             other, output = self._record(span, given)
             student.value = other[span.stop.name].value
             self._expect(span, spliced, given, [], output)
+            if _differ([student.given], [other[span.start.name].value]):
+                raise SpanError(
+                    f"{span.name}: a student would not be given what the model computes at "
+                    f"{span.start.name}. Code in front of it depends on what lies between."
+                )
 
     def _expect(
         self, span: Span, spliced: nn.Module, given: Any, around: list[Tap], expected: Values
@@ -144,17 +152,17 @@ class Verifier:
             raise SpanError(
                 f"{span.name}: the output still depends on something that does not run through "
                 f"{span.stop.name}: another input with the same {span.stop.name} changes it. A value passes "
-                "by outside autograd (detach, argmax, .item(), an if on a value), or an in-place operator in "
-                "the span overwrites what is read behind it."
+                "by outside autograd (detach, argmax, .item(), an if on a value), labels go into the model, "
+                "or an in-place operator in the span overwrites what is read behind it."
             )
 
-    @staticmethod
-    def _run(model: nn.Module, given: Any) -> Values:
+    def _run(self, model: nn.Module, given: Any) -> Values:
         """No gradients, no fused attention that would skip module calls, random numbers as they were."""
         args, kwargs = clone_tensors(given)  # the model may work in place
         with torch.no_grad(), fixed_random(), countable():
             leaves, _ = flatten(model(*args, **kwargs))
-        return [leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors = [leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)]
+        return tensors if self.compared is None else [tensors[self.compared]]
 
 
 class _Replay(nn.Module):
@@ -163,9 +171,11 @@ class _Replay(nn.Module):
     def __init__(self, value: Tensor | None) -> None:
         super().__init__()
         self.value = value
+        self.given: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.value is not None
+        self.given = x.detach().clone()
         return self.value.clone()
 
 

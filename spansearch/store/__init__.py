@@ -2,13 +2,26 @@
 
 from spansearch.store.database import LockedError, database_errors, open_storage, run_lock
 from spansearch.store.files import StudentFiles, write_durably
-from spansearch.store.source import MODULE_PREFIX, read_study, remember_source, source_of
-from spansearch.store.studies import NoStudyError, find_study, open_study, require_same_teacher
+from spansearch.store.source import (
+    MODULE_PREFIX,
+    Source,
+    read_study,
+    remember_source,
+    source_of,
+)
+from spansearch.store.studies import (
+    NoStudyError,
+    find_study,
+    open_study,
+    require_same_format,
+    require_same_teacher,
+)
 
 __all__ = [
     "MODULE_PREFIX",
     "LockedError",
     "NoStudyError",
+    "Source",
     "StudentFiles",
     "database_errors",
     "find_study",
@@ -16,6 +29,7 @@ __all__ = [
     "open_study",
     "read_study",
     "remember_source",
+    "require_same_format",
     "require_same_teacher",
     "run_lock",
     "source_of",

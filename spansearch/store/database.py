@@ -14,7 +14,7 @@ import sqlalchemy
 import sqlalchemy.exc
 from optuna.storages import BaseStorage, RDBStorage
 
-from spansearch.errors import SaveError, StudyError, chain
+from spansearch.errors import SaveError, StudyError, causes
 
 BUSY_SECONDS = 20
 DATABASE = "study.db"
@@ -43,9 +43,11 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
     """The Optuna storage of a run: ``study.db`` (SQLite) in its directory, or a database URL.
 
     Raises:
-        StudyError: the database is locked, unreadable or no database, or its driver is missing.
+        StudyError: the database is locked, unreadable or no database, its driver or its password missing.
     """
     options: dict[str, Any] = {}
+    if url is not None:
+        _require_whole(url, directory)
     if url is None:
         make_directory(directory)
         path = directory.resolve() / DATABASE
@@ -70,6 +72,28 @@ def shown(url: str | None, directory: Path) -> str:
     if url is None:
         return str(directory.absolute() / DATABASE)
     return _parsed(url).set(query={}).render_as_string(hide_password=True)
+
+
+HIDDEN = "***"
+
+
+def without_secrets(url: str) -> str:
+    """A storage's URL as it may be written down: what is left out is marked, a file's path is absolute."""
+    parsed = _parsed(url)
+    query = dict.fromkeys(parsed.query, HIDDEN)  # options may hold secrets, too
+    file = parsed.database
+    if parsed.get_backend_name() == "sqlite" and file and not file.startswith((":memory:", "file:")):
+        parsed = parsed.set(database=str(Path(file).absolute()))
+    return parsed.set(query=query).render_as_string(hide_password=True)
+
+
+def _require_whole(url: str, directory: Path) -> None:
+    parsed = _parsed(url)
+    if HIDDEN in (parsed.password, *parsed.query.values()):
+        raise StudyError(
+            f"The study in {directory.absolute()} is in the storage {shown(url, directory)}, whose password "
+            "or options are not kept on disk. Give the whole URL again: --storage URL (in Python storage=)."
+        )
 
 
 def _parsed(url: str) -> sqlalchemy.URL:
@@ -121,7 +145,7 @@ def database_errors(url: str | None, directory: Path) -> Iterator[None]:
                 f"The disk under {where} is full. What was written before is intact. Free some space, then "
                 "run the same command again: it continues."
             ) from error
-        stopped = any(isinstance(one, KeyboardInterrupt) for one in chain(error))
+        stopped = any(isinstance(one, KeyboardInterrupt) for one in causes(error))
         if stopped and not isinstance(origin, sqlalchemy.exc.DBAPIError):  # not from the database itself
             raise StudyError(f"Interrupted while using the database {where}: {cause}") from error
         raise SaveError(

@@ -2,47 +2,81 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import os
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spansearch.errors import StudyError, TaskError
+from spansearch.store.database import DATABASE, without_secrets
 from spansearch.store.files import write_durably
 from spansearch.task import Task
 
 ABOUT = "study.json"
 MODULE_PREFIX = "spansearch_study_"
-"""Study files become modules of this name and their own."""
+"""Study files become modules of this name, their own and a hash of their path: two may have one name."""
 
 
-def remember_source(directory: Path, file: Path) -> None:
-    """Write down the study file of a run."""
-    about = json.dumps({"file": str(file.resolve())}).encode()
-    path = directory / ABOUT
+@dataclass(frozen=True)
+class Source:
+    """What a run is made of beside its directory: the study file, its seed, and its storage where given."""
+
+    file: Path
+    seed: int | None = None
+    storage: str | None = None
+
+
+def remember_source(directory: Path, source: Source) -> None:
+    """Write down the study file, the seed and the storage of a run, the latter without its password."""
+    storage = source.storage and without_secrets(source.storage)
+    kept = {"file": str(source.file.resolve()), "seed": source.seed, "storage": storage}
+    path, about = directory / ABOUT, json.dumps(kept).encode()
     if not path.is_file() or path.read_bytes() != about:
         write_durably(path, about)
 
 
-def source_of(directory: Path) -> Path:
-    """The study file a directory was run from; StudyError where it is unknown or gone."""
+def source_of(directory: Path) -> Source:
+    """What a directory was run from; StudyError where it is unknown or its study file is gone."""
     directory = directory.absolute()
-    instead = f"STUDY --dir {directory}"
+    instead = f"STUDY --dir {directory} (from Python: Study.open(file, directory={str(directory)!r}))"
     try:
-        path = Path(json.loads((directory / ABOUT).read_bytes())["file"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        about = json.loads((directory / ABOUT).read_bytes())
+        source = Source(Path(about["file"]), about.get("seed"), about.get("storage"))
+    except FileNotFoundError as error:
+        if not (directory / DATABASE).exists():
+            raise StudyError(
+                f"{directory} is not the directory of a run: neither {ABOUT} nor {DATABASE} is in it. Give "
+                "the path of a study file, or of a run's directory, by default runs/<task name>."
+            ) from error
+        raise StudyError(_unknown(directory, "is missing", instead)) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StudyError(_unknown(directory, "is damaged", instead)) from error
+    if not source.file.is_file():
         raise StudyError(
-            f"{directory} does not say which study file it was run from ({ABOUT} is missing or damaged). "
-            f"Give the file and the directory instead: {instead}"
-        ) from error
-    if not path.is_file():
-        raise StudyError(
-            f"{directory} was run from {path}, which is not there any more; teacher and data come from "
-            f"it. Restore it, or give its new place and the directory instead: {instead}"
+            f"{directory} was run from {source.file}, which is not there any more; teacher and data come "
+            f"from it. Restore it, or give its new place and the directory instead: {instead}"
         )
-    return path
+    return source
+
+
+def _unknown(directory: Path, why: str, instead: str) -> str:
+    return (
+        f"{directory} does not say which study file it was run from ({ABOUT} {why}). Give the file and the "
+        f"directory instead: {instead}"
+    )
+
+
+def run_beside(file: Path, name: str, directory: Path) -> str:
+    """A sentence about a run beside the study file, for those who look elsewhere; empty without one."""
+    beside = file.resolve().parent / "runs" / name
+    if beside == directory.resolve() or not any((beside / kept).exists() for kept in (ABOUT, DATABASE)):
+        return ""
+    return f" There is one beside the study file: give --dir {beside} (from Python: directory=)."
 
 
 def read_study(path: str | Path) -> tuple[Task, Any]:
@@ -57,7 +91,8 @@ def read_study(path: str | Path) -> tuple[Task, Any]:
     path = Path(path).absolute()
     if not path.is_file():
         raise TaskError(f"No study file at {path}. Give the path of a Python file with TASK = ss.Task(...).")
-    spec = importlib.util.spec_from_file_location(f"{MODULE_PREFIX}{path.stem}", path)
+    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"{MODULE_PREFIX}{path.stem}_{place}", path)
     if spec is None or spec.loader is None:
         raise TaskError(f"{path} is not a Python file (its name must end in .py).")
     module = importlib.util.module_from_spec(spec)

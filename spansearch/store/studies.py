@@ -13,6 +13,7 @@ import optuna
 
 from spansearch.errors import StudyError
 from spansearch.store.database import DATABASE, open_storage, shown
+from spansearch.store.source import run_beside
 
 OBJECTIVES = ("loss", "flops")
 
@@ -21,8 +22,11 @@ class NoStudyError(StudyError):
     """There is no study of this name yet."""
 
 
-def find_study(url: str | None, directory: Path, name: str) -> optuna.Study:
+def find_study(url: str | None, directory: Path, name: str, file: Path | None = None) -> optuna.Study:
     """The study of a run.
+
+    Args:
+        file: the study file; a run beside it is named where there is none in the directory.
 
     Raises:
         NoStudyError: there is none of this name. StudyError: the storage cannot be used.
@@ -30,8 +34,9 @@ def find_study(url: str | None, directory: Path, name: str) -> optuna.Study:
     directory = directory.absolute()
     start = f"Start one with: spansearch run STUDY --dir {directory}"
     if url is None and not (directory / DATABASE).exists():
+        beside = run_beside(file, name, directory) if file is not None else ""
         raise NoStudyError(
-            f"No study in {directory}. {start} (or, if it was run with --storage, give that again)."
+            f"No study in {directory}.{beside} {start} (or, if it was run with --storage, give that again)."
         )
     storage = open_storage(url, directory)
     names = [study.study_name for study in storage.get_all_studies()]
@@ -75,16 +80,36 @@ def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping
             study.set_metric_names(list(OBJECTIVES))
         study.set_user_attr("fingerprint", dict(fingerprint))
     elif stored != fingerprint:
+        require_same_format(directory, stored, fingerprint.get("format", 0))
         fields = differences(stored, fingerprint)
         where = ""
         if any(field.split(".")[0] == "search" for field in fields):
             where = " Settings of the search are SEARCH in the study file, or Study(search=...)."
+        if "search.seed" in fields:
+            where += (
+                f" Its seed was {stored['search']['seed']}: give it with --seed, or Study.open(seed=...)."
+            )
         raise StudyError(
             f"The study in {directory.absolute()} was created with other inputs; these differ: "
             f"{', '.join(fields)}. Its trials would not be comparable with new ones.{where} Restore what "
             "changed, or give this run another --dir."
         )
     return study
+
+
+def require_same_format(directory: Path, stored: Mapping[str, Any], current: int) -> None:
+    """What is stored of teacher and data can be compared with what this version makes of them.
+
+    Raises:
+        StudyError: another version made it.
+    """
+    made = stored.get("format", 0)
+    if made != current:
+        raise StudyError(
+            f"The study in {directory.absolute()} was made by {'an older' if made < current else 'a newer'} "
+            f"version of spansearch (format {made}, here {current}): whether teacher, data and settings are "
+            "still the same cannot be told. Use that version for it, or give this run another --dir."
+        )
 
 
 def require_same_teacher(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:

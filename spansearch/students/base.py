@@ -66,7 +66,8 @@ def register(name: str) -> Callable[[C], C]:
         if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
             raise FamilyError(
                 f"register: the family name {name!r} is taken by {taken.__module__}.{taken.__qualname__}. "
-                "Studies store families by name; choose another."
+                "Studies store families by name; choose another, or read the two study files in processes of "
+                "their own."
             )
         made = cls()
         missing = [part for part in _PARTS if not hasattr(made, part)]

@@ -158,6 +158,29 @@ TASK = dataclasses.replace(TASK, teacher=wrong_neighbour.load)
     refused(run("check", path), "wrong_neighbour.py, line 2: OSError: no weights here")
 
 
+def test_the_standard_library_is_no_neighbour_though_it_lies_below(tmp_path: Path, monkeypatch: Any) -> None:
+    from spansearch.cli.main import _beside
+
+    home = tmp_path.resolve()
+    python = home / ".pyenv" / "versions" / "3"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "prefix", str(home / ".venv"))
+        patch.setattr(sys, "base_prefix", str(python))
+        for file in (
+            python / "lib" / "json.py",
+            home / ".venv" / "lib" / "a.py",
+            home / "site-packages/a.py",
+        ):
+            assert not _beside(file, home)
+        assert _beside(home / "mine.py", home) and _beside(home / "a" / "mine.py", home)
+        assert not _beside(home.parent / "mine.py", home) and not _beside(Path("<string>"), home)
+        assert _beside(python / "work" / "mine.py", python / "work")  # a study that lies in a Python
+    import json
+
+    library = Path(json.__file__).parents[1]
+    assert not _beside(Path(json.__file__), library.parent)
+
+
 def test_families_that_fit_no_span(run: Run, tmp_path: Path) -> None:
     path = tasks.study_file(tmp_path / "study.py", "mlp", "SEARCH = tasks.quick(families=('conv',))")
     for command in ("check", "run"):
@@ -271,7 +294,7 @@ def test_a_damaged_student(study: Path, run: Run) -> None:
 def test_a_directory_without_its_study_file(study: Path, run: Run) -> None:
     away = study.rename(study.with_name("away.py"))
     refused(run("front", RUN), "which is not there any more", "--dir")
-    refused(run("front", "runs"), "does not say which study file it was run from", "--dir")
+    refused(run("front", "runs"), "is not the directory of a run", "runs/<task name>")
     refused(run("front", RUN, "--dir", RUN), "leave out --dir")
     assert run("front", away, "--dir", RUN).code == 0
 

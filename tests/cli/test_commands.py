@@ -27,6 +27,7 @@ def test_every_help_text_ends_in_an_example(command: str, run: Run) -> None:
         assert ended.code == 0 and ended.err == ""
         last = ended.out.strip().splitlines()[-1]
         assert last.strip().startswith(f"Example: spansearch {command} studies/digits_cnn.py")
+        assert "STUDY|DIR" in ended.out.splitlines()[0]
 
 
 def test_the_group_lists_its_commands_and_an_example(run: Run) -> None:
@@ -65,6 +66,7 @@ def test_check_says_what_a_run_would_do_and_fits_nothing(run: Run, study: Path) 
         assert word in ended.out
     assert ended.out.rstrip().endswith(f"Next: spansearch run {study}")
     assert not Path("runs/tiny_cnn/study.db").exists()
+    assert run("check", study, "--dir", "a b").out.rstrip().endswith(f"spansearch run {study} --dir 'a b'")
 
 
 def test_check_says_which_families_are_left_out(run: Run, tmp_path: Path) -> None:
@@ -290,6 +292,44 @@ def test_the_seed_and_a_storage_given_on_the_command_line(run: Run, study: Path,
     assert shown.code == 0 and json.loads(shown.out)["front"]
     assert f"No study in {tmp_path}/d. " in run("front", study, "--dir", "d").err
     assert run("front", "d", "--json", "--storage", url).out == shown.out
+
+
+def test_a_directory_stands_for_file_seed_and_storage(
+    run: Run, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ("run", study, "--trials", "2", "--seed", "5", "--storage", "sqlite:///own.db", "--dir", "d")
+    assert run(*first).code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    more = run("run", tmp_path / "d", "--trials", "3")
+    assert more.code == 0 and "2 of 3 trials done" in more.err, more.err
+    assert run("front", tmp_path / "d", "--json").code == 0 and list(Path().iterdir()) == []
+    other = run("run", tmp_path / "d", "--trials", "4", "--seed", "6")
+    assert other.code == 2 and "Its seed was 5: give it with --seed" in other.err
+    assert run("check", tmp_path / "d").code == 0
+
+
+def test_a_password_is_asked_for_again_only_where_the_storage_is_needed(run: Run, study: Path) -> None:
+    assert (
+        run("run", study, "--trials", "2", "--storage", "sqlite:///own.db?timeout=9", "--dir", "d").code == 0
+    )
+    for command in ("run", "front"):
+        refused = run(command, "d")
+        assert refused.code == 2 and "Give the whole URL again: --storage URL" in refused.err
+        assert run(command, "d", "--storage", "sqlite:///own.db?timeout=9", "--dir", "d").code == 2
+    assert run("front", "d", "--storage", "sqlite:///own.db?timeout=9").code == 0
+    assert run("check", "d").code == 0
+
+
+def test_a_score_without_an_interval_is_said_once(run: Run, tmp_path: Path) -> None:
+    code = """
+import dataclasses
+TASK = dataclasses.replace(TASK, score=lambda model, batches: tasks.accuracy(model, batches) ** 2)
+"""
+    squared = tasks.study_file(tmp_path / "squared.py", "mlp", code)
+    for file, said in ((squared, 1), (tasks.study_file(tmp_path / "study.py", "mlp"), 0)):
+        ended = run("run", file, "--trials", "3", "--dir", file.stem)
+        assert ended.code == 0 and ended.out.count("No 95% interval") == said
 
 
 def test_an_error_of_ours_is_not_hidden(run: Run, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,3 +82,21 @@ class PositionBias(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.a(x))
+
+
+def test_what_fits_no_family_is_no_end_of_a_thinned_chain():
+    class Scalar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+            self.head = nn.Linear(16, 1)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = x + block(x).tanh()
+            return self.head(x).squeeze(-1)
+
+    found = find_spans(Scalar().eval(), torch.randn(4, 16))
+    assert found.cuts[-1].name == "output" and found.cuts[-1].layout is None
+    kept = [point.name for point in found.thinned(0.02).cuts]
+    assert kept == ["input", "blocks.1:input", "blocks.2:input", "blocks.3:input", "head"]

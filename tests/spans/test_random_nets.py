@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from spansearch.spans import Verifier, find_spans, splice
+from spansearch.spans import Span, Verifier, find_spans, overlap, splice
 
 DIM = 4
 
@@ -62,6 +62,7 @@ GLUE = {
     "center": lambda a: a - a.mean(1, keepdim=True),
     "inplace": lambda a: a.clone().mul_(2).add_(a),
 }
+RESIDUAL = ["linear", "twice", "branch", "add", "add", "relu"]  # what a loop of x = x + f(x) is made of
 ARITY = {**dict.fromkeys([*MODULES, *GLUE], 1), "mix": 2, "add": 2, "mul": 2}
 
 
@@ -88,8 +89,9 @@ class Program(nn.Module):
 @st.composite
 def programs(draw) -> tuple[Step, ...]:
     steps: list[Step] = []
+    residual = draw(st.booleans())
     for i in range(draw(st.integers(2, 9))):
-        kind = draw(st.sampled_from([*MODULES, *GLUE]))
+        kind = draw(st.sampled_from(RESIDUAL if residual else [*MODULES, *GLUE]))
         near = st.integers(max(-1, i - 4), i - 1)
         reads = (i - 1, draw(near)) if ARITY[kind] == 2 else (draw(st.one_of(st.just(i - 1), near)),)
         steps.append(Step(kind, reads))
@@ -219,7 +221,7 @@ def is_due_too_early(program: Program, start: str, stop: str) -> bool:
     return first_reader(int(start)) > int(stop.split(".")[0])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(programs(), st.integers(0, 2**31))
 def test_random_nets(steps, seed):
     torch.manual_seed(seed)
@@ -236,9 +238,23 @@ def test_random_nets(steps, seed):
     assert set(expected) - set(names) <= early
     verifier = Verifier(program, [x])
     other = torch.randn(3, DIM)
+    several: dict[Span, OwnPart] = {}
     for ends, span in list(names.items())[:: 1 + len(names) // 6]:
         verifier.check(span)
         start, stop = expected[ends]
         if "." not in start + stop:
             small = splice(program, {span: OwnPart(program, start, stop)})
             assert torch.equal(small(x), program(x)) and torch.equal(small(other), program(other)), ends
+            if not any(overlap(span, taken) for taken in several):
+                several[span] = OwnPart(program, start, stop)
+    if not several:
+        return
+    small = splice(program, several)
+    for training in (False, True):
+        small.train(training), program.train(training)
+        program.zero_grad()
+        (mine, its) = (net(other.requires_grad_()) for net in (small, program))
+        if "twice" not in {step.kind for step in steps} or not training:  # dropout
+            torch.testing.assert_close(mine, its)
+            gradients = [torch.autograd.grad(out.square().sum(), other)[0] for out in (mine, its)]
+            torch.testing.assert_close(*gradients)

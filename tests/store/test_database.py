@@ -9,11 +9,13 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 
 from spansearch.errors import SaveError, StudyError
 from spansearch.store import (
     LockedError,
     NoStudyError,
+    Source,
     database,
     database_errors,
     find_study,
@@ -23,9 +25,10 @@ from spansearch.store import (
     run_lock,
     source_of,
 )
+from spansearch.store.database import without_secrets
 from spansearch.store.studies import differences
 
-PRINT = {"teacher": "abc", "search": {"seed": 0, "fit": {"steps": 5, "rates": [0.1]}}}
+PRINT: dict[str, Any] = {"teacher": "abc", "search": {"seed": 0, "fit": {"steps": 5, "rates": [0.1]}}}
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +72,23 @@ def test_other_inputs_are_refused_field_by_field(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="these differ: teacher") as error:
         open_study(None, tmp_path, "one", {**PRINT, "teacher": "abd"})
     assert "SEARCH" not in str(error.value)
+    with pytest.raises(StudyError, match=r"these differ: search\.seed\..*Its seed was 0: .*--seed"):
+        open_study(None, tmp_path, "one", {**PRINT, "search": {**PRINT["search"], "seed": 5}})
     assert find_study(None, tmp_path, "one").user_attrs["fingerprint"] == PRINT
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "word"), [(None, 2, "an older"), (1, 2, "an older"), (3, 2, "a newer")]
+)
+def test_what_another_version_made_is_refused_as_such(
+    then: int | None, now: int, word: str, tmp_path: Path
+) -> None:
+    made = PRINT if then is None else {**PRINT, "format": then}
+    open_study(None, tmp_path, "one", made)
+    with pytest.raises(StudyError, match=f"was made by {word} version of spansearch") as error:
+        open_study(None, tmp_path, "one", {**PRINT, "teacher": "abd", "format": now})
+    assert "differ" not in str(error.value)
+    assert find_study(None, tmp_path, "one").user_attrs["fingerprint"] == made
 
 
 def test_differences() -> None:
@@ -107,6 +126,23 @@ def test_no_study_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NoStudyError, match=rf"No study in {tmp_path}/none\. .*spansearch run STUDY --dir"):
         find_study(None, Path("none"), "one")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_run_beside_the_study_file_is_named_where_another_directory_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "there" / "study.py"
+    beside = file.parent / "runs" / "one"
+    with pytest.raises(NoStudyError) as error:
+        find_study(None, Path("runs/one"), "one", file)
+    assert "beside the" not in str(error.value)
+    open_study(None, beside, "one", PRINT)
+    with pytest.raises(NoStudyError, match=f"one beside the study file: give --dir {beside} "):
+        find_study(None, Path("runs/one"), "one", file)
+    with pytest.raises(NoStudyError) as error:
+        find_study(None, Path("runs/two"), "two", file)
+    assert "beside the" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -272,12 +308,52 @@ def test_the_study_file_of_a_directory(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     file = Path("mine.py")
     file.write_text("")
-    remember_source(tmp_path, file)
-    assert source_of(tmp_path) == tmp_path / "mine.py"
+    for source in (Source(file.absolute()), Source(file.absolute(), 3, "postgresql://ann@host/db")):
+        remember_source(tmp_path, source)
+        assert source_of(tmp_path) == source
     file.unlink()
     with pytest.raises(StudyError, match=r"was run from .*mine\.py, which is not there any more"):
         source_of(tmp_path)
     for content in (b"", b"[]", b'{"other": 1}', b'{"file": 3}', b"\xff"):
         (tmp_path / "study.json").write_bytes(content)
-        with pytest.raises(StudyError, match="does not say which study file"):
+        with pytest.raises(
+            StudyError, match=r"not say which study file.* is damaged.*Study\.open\(file, directory="
+        ):
             source_of(tmp_path)
+    (tmp_path / "study.json").unlink()
+    with pytest.raises(StudyError, match=r"is not the directory of a run: neither study\.json nor study\.db"):
+        source_of(tmp_path)
+    (tmp_path / "study.db").write_bytes(b"")
+    with pytest.raises(StudyError, match=r"not say which study file.* is missing"):
+        source_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://ann:hunter2@host/db",
+        "postgresql://ann@host/db?password=hunter2",
+        "mysql://ann:hunter2@host/db?ssl=hunter2",
+    ],
+)
+def test_no_password_is_written_down_and_it_is_asked_for(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("")
+    remember_source(tmp_path, Source(file, 0, url))
+    assert "hunter2" not in (tmp_path / "study.json").read_text()
+    kept = source_of(tmp_path).storage
+    assert kept is not None and "ann" in kept and "host/db" in kept
+    with pytest.raises(StudyError, match=r"are not kept on disk.*--storage") as error:
+        open_storage(kept, tmp_path)
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_file_in_a_storage_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert without_secrets("sqlite:///own.db") == f"sqlite:///{tmp_path}/own.db"
+    assert without_secrets(f"sqlite:///{tmp_path}/own.db") == f"sqlite:///{tmp_path}/own.db"
+    for url in ("sqlite://", "sqlite:///:memory:", "postgresql://ann@host/db"):
+        assert sqlalchemy.make_url(without_secrets(url)) == sqlalchemy.make_url(url)
+    odd = tmp_path / "odd {name}%# é.db"
+    kept = without_secrets(str(sqlalchemy.URL.create("sqlite", database=odd.name)))
+    assert sqlalchemy.make_url(kept).database == str(odd)

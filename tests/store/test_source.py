@@ -85,6 +85,38 @@ def test_classes_of_a_study_can_be_pickled(tmp_path):
     assert pickle.loads(pickle.dumps(search)) == search
 
 
+FAMILY = """
+import dataclasses
+@ss.register("test_of_a_file")
+@dataclasses.dataclass(frozen=True)
+class Own:
+    gradient: bool = True
+    sized: bool = False
+    def refuses(self, span): return None
+    def size(self, span, width): return 0
+    def build(self, span, size): raise NotImplementedError
+    def solve(self, span, size, path): raise NotImplementedError
+SEARCH = Own()
+"""
+
+
+def test_files_of_one_name_do_not_mix_and_one_may_be_read_again(tmp_path, monkeypatch):
+    files = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        files.append(_write(tmp_path / name, STUDY + "def here():\n    return __file__\nSEARCH = here\n"))
+    first, other = (read_study(file)[1] for file in files)
+    assert first.__module__ != other.__module__
+    assert all(sys.modules[made.__module__].here is made for made in (first, other))
+    files[0].write_text(STUDY + FAMILY)
+    monkeypatch.chdir(tmp_path)
+    one, again = (read_study(file)[1] for file in (files[0], "a/study.py"))
+    assert type(one) is not type(again) and type(one).__module__ == type(again).__module__
+    files[1].write_text(STUDY + FAMILY)
+    with pytest.raises(TaskError, match=r"'test_of_a_file' is taken .*processes of their own"):
+        read_study(files[1])
+
+
 # Neighbours
 
 

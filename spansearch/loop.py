@@ -1,0 +1,171 @@
+"""The loop of a study: ask for a proposal, carry it out, tell what became of it. There is no other."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from optuna.study import Study as OptunaStudy
+from optuna.trial import Trial, TrialState
+
+from spansearch.errors import StudyError, pass_on_stop
+from spansearch.proposal import Outcome, Proposals, Rates, failed
+from spansearch.recipe import Splice
+from spansearch.search import RefusedError, SeededSampler, Space, predicted_front
+from spansearch.store import StudentFiles, require_same_teacher
+from spansearch.students import refusal
+from spansearch.trials import FINISHED, Seen, duplicate, remember, settled, streak, suggest, tell
+from spansearch.workbench import Workbench
+
+log = logging.getLogger("spansearch")
+
+SAME_FAILURES = 10
+OnTrial = Callable[[int, Splice | None, Outcome], None]
+
+
+class FailedStudyError(StudyError):
+    """Trial after trial fails in the same way: the study stopped itself."""
+
+
+class Loop:
+    """What is needed to go on with a study, made when that is certain: screening, seeds, what is known.
+
+    Args:
+        study: its storage, the only memory.
+        bench: teacher, data, spans.
+        space: the search space, with the search's settings.
+        files: where students are kept.
+        started: time.perf_counter() when the run began.
+
+    Raises:
+        StudyError: teacher or data are not those the study was created with. SpanError: no legal span.
+    """
+
+    def __init__(
+        self, study: OptunaStudy, bench: Workbench, space: Space, files: StudentFiles, started: float
+    ) -> None:
+        self.study, self.bench, self.space, self.files = study, bench, space, files
+        self.name = bench.task.name
+        self.started = started
+        self.spent: dict[str, float] = dict(study.user_attrs.get("seconds", {}))
+        self.before = float(self.spent.get("total", 0.0))
+        self._prepare()
+        self._rates = len(self.proposals.rates.known)
+        self._spend("preparing", time.perf_counter() - started)
+
+    def run(self, trials: int, timeout: float | None, on_trial: OnTrial | None) -> Literal["done", "timeout"]:
+        """Run trials until the study has ``trials`` finished ones, or its seconds reach ``timeout``.
+
+        Raises:
+            FailedStudyError: ten trials in a row failed alike.
+        """
+        done = len(self.study.get_trials(deepcopy=False, states=FINISHED))
+        preparing = time.perf_counter() - self.started
+        log.info("%s: %d of %d trials done, prepared in %.1f s", self.name, done, trials, preparing)
+        orphans = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        failures: list[str] = []
+        while done < trials:
+            if timeout is not None and self._total() >= timeout:
+                log.info("%s: the timeout of %.0f s is reached", self.name, timeout)
+                return "timeout"
+            # a trial left running by a process that died keeps its number and its parameters
+            trial = Trial(self.study, orphans.pop(0)._trial_id) if orphans else self.study.ask()
+            splice, outcome = self._one(trial)
+            self._store(trial, splice, outcome)
+            done += 1
+            if on_trial is not None:
+                on_trial(trial.number, splice, outcome)
+            if outcome.state == "failed":
+                what = "" if splice is None else f"{splice}: "
+                log.warning("trial %d failed: %s%s", trial.number, what, outcome.details["reason"])
+            failures = streak(failures, outcome)
+            if len(failures) >= SAME_FAILURES:
+                raise FailedStudyError(
+                    f"{SAME_FAILURES} fits in a row failed alike, the study stops: {failures[-1]} What was "
+                    "finished is kept; after the cause is removed the same command continues."
+                )
+        return "done"
+
+    def _store(self, trial: Trial, splice: Splice | None, outcome: Outcome) -> None:
+        """Write down what became of a trial; the rates it found first, for a resume must fit as it did."""
+        for key in ("fitting", "evaluating"):
+            self._spend(key, outcome.details.get("seconds", {}).get(key, 0.0))
+        if len(self.proposals.rates.known) > self._rates:
+            self._rates = len(self.proposals.rates.known)
+            self.study.set_user_attr("rates", self.proposals.rates.known)
+        tell(self.study, trial, splice, outcome)
+        self._total()
+        self.study.set_user_attr("seconds", self.spent)
+
+    def _spend(self, key: str, seconds: float) -> None:
+        self.spent[key] = self.spent.get(key, 0.0) + seconds
+
+    def _total(self) -> float:
+        """Seconds of work in all runs of the study."""
+        self.spent["total"] = self.before + time.perf_counter() - self.started
+        return self.spent["total"]
+
+    def _one(self, trial: Trial) -> tuple[Splice | None, Outcome]:
+        params = suggest(trial, self.space)
+        try:
+            splice = self.space.decode(params)
+        except RefusedError as error:
+            return None, Outcome("pruned", details={"reason": str(error)})
+        except Exception as error:  # a user's family
+            return None, failed(error)
+        if splice in self.seen and settled(self.seen[splice][1]):
+            return splice, duplicate(*self.seen[splice])
+        outcome = self.proposals.carry_out(splice)
+        if outcome.state != "failed":
+            self.seen[splice] = (trial.number, outcome)
+        return splice, outcome
+
+    def _is_new(self, params: Mapping[str, Any]) -> bool:
+        """Does a proposal stand for a student that fits its span and was not tried before?"""
+        try:
+            splice = self.space.decode(params)
+            return splice not in self.seen and not refusal(
+                splice.family, self.space.span(splice), splice.size
+            )
+        except RefusedError:
+            return False
+        except Exception as error:  # a user's family: the trial will say what is wrong with it
+            pass_on_stop(error)
+            return True
+
+    def _prepare(self) -> None:
+        study, teacher = self.study, self.bench.validation
+        described = teacher.describe_teacher()
+        if "teacher" not in study.user_attrs:
+            study.set_user_attr("teacher", described)
+        require_same_teacher(study.user_attrs["teacher"], described)
+        for name, reason in self.space.unfit.items():
+            log.info("%s: the family %s fits no span and is left out: %s", self.name, name, reason)
+        self.bench.require_legal_span(self.space.spans)
+        self.bench.recording  # noqa: B018  # now, not in the middle of the first fit
+        if "seeds" not in study.user_attrs:
+            self.bench.screening.all(track=self.bench.track)
+            flops = teacher.teacher_cost.flops
+            seeds = predicted_front(self.space, self.bench.screening, flops, self.bench.refusal)
+            study.set_user_attr("seeds", seeds)
+        memory = remember(study)
+        study.sampler = SeededSampler(
+            self.space.distributions,
+            study.user_attrs["seeds"],
+            self.space.settings.seed,
+            worthwhile=self._is_new,
+        )
+        rates = Rates(study.user_attrs.get("rates", {}))
+        self.seen: Seen = memory.seen
+        self.proposals = Proposals(
+            self.bench,
+            self.space,
+            self.space.settings,
+            self.files,
+            rule=memory.rule,
+            rates=rates,
+            known=memory.known,
+            linear=memory.linear,
+        )
