@@ -108,6 +108,12 @@ class FitData:
         """(x, y, keep) of the fit examples with these indices (b,), on the device."""
         return self._moved(self.x[indices]), self._moved(self.y[indices]), self._kept(self.keep, indices)
 
+    def fit_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """(x, y, keep) of the fit examples in their order, some at a time, on the device."""
+        for rows in _slices(len(self.y)):
+            x = self.x[rows].to(self.device, torch.float32, copy=True)  # as below
+            yield x, self._moved(self.y[rows]), self._kept(self.keep, rows)
+
     def held_out_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """(x, y, keep) of the held-out examples, some at a time, on the device."""
         for rows in _slices(len(self.y_held)):
@@ -132,6 +138,7 @@ class FitReport:
         steps: steps taken.
         curve: held-out error at every look, the first before any step.
         stopped: why it ended: ``steps`` used up, held-out error ``flat``, or ``diverged`` to NaN or infinity.
+        by_gradient: held-out error before the last layer was solved again.
     """
 
     held_out_error: float
@@ -139,6 +146,7 @@ class FitReport:
     steps: int
     curve: tuple[float, ...]
     stopped: str
+    by_gradient: float
 
 
 def find_rate(build: Callable[[], nn.Module], data: FitData, settings: FitSettings, seed: int) -> float:
@@ -201,7 +209,7 @@ def fit_by_gradient(
                 break
     student.load_state_dict(best_state)
     student.eval()
-    return FitReport(best, rate, steps, tuple(curve), stopped)
+    return FitReport(best, rate, steps, tuple(curve), stopped, best)
 
 
 @torch.no_grad()

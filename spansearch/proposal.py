@@ -152,6 +152,7 @@ class Proposals:
                 "rate": fitted.report.rate,
                 "steps": fitted.report.steps,
                 "stopped": fitted.report.stopped,
+                "by_gradient": fitted.report.by_gradient,
             }
         details["student_params"] = parameter_count(fitted.student)
         details["student"] = self.files.save(self._origin(one), fitted.student.state_dict())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal, Protocol, TypeVar
@@ -16,6 +16,7 @@ from torch import nn
 from spansearch.cost import Cost, announce
 from spansearch.errors import FamilyError
 from spansearch.fit import FitData, FitReport, FitSettings, fit_by_gradient, held_out_error
+from spansearch.readout import solve_last_layer
 from spansearch.screen import PathOf
 from spansearch.spans import Span
 
@@ -175,7 +176,8 @@ def fit_student(
             student = start()
             torch.manual_seed(seed)  # building may have drawn numbers or not
             report = fit_by_gradient(student, data, learning_rate, settings, seed)
-            error = report.held_out_error
+            error = solve_last_layer(student, data, report.held_out_error)
+            report = replace(report, held_out_error=error)
         else:
             student = start().to(device).eval()
             error = held_out_error(student, data)
