@@ -90,8 +90,8 @@ def make_plan(traced: Trace, start: CutPoint, stop: CutPoint) -> Plan:
     if not emit:
         obstacle = (
             f"{stop.name} is made by glue between modules and read by glue before any module reads it, or a "
-            "view that several read, so no student's output can take its place. A module that returns it "
-            "would make it a stop"
+            "view that several read, so no student's output can take its place. A module that returns it, "
+            "such as nn.Identity or nn.Flatten, would make it a stop"
         )
     elif not replaced:
         obstacle = f"no module call lies wholly between {start.name} and {stop.name}"

@@ -113,9 +113,12 @@ def _emission(traced: Trace, vertex: int, makers: list[Place], readers: list[Pla
     if makers:
         return tuple(p for p in makers if used is None or used >= traced.calls[p.call].last_node)
     first = next(place for place in readers if place.path)
-    if traced.activations[vertex].view and not set(users) <= traced.calls[first.call].ops:
+    call = traced.calls[first.call]
+    # dropout in eval mode, an Identity: what it returns is what all that follows reads
+    hands_on = vertex in call.outputs.values()
+    if traced.activations[vertex].view and not hands_on and not set(users) <= call.ops:
         return ()  # to write into a view is to write into what it was taken from
-    return (first,) if used is None or used >= traced.calls[first.call].first_node else ()
+    return (first,) if used is None or used >= call.first_node else ()
 
 
 def _names(traced: Trace, places: list[Place]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from threading import get_ident
+from threading import local
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class Relay:
         self.start_shape, self.stop_shape = start_shape, stop_shape
         self.home: nn.Module | None = None
         self.key = ""
-        self._values: dict[int, Tensor] = {}  # of each thread that runs the model
+        self._here = local()  # several threads may run the model at once
 
     def run(self, x: Tensor) -> Tensor:
         """The student's output, checked, in memory of its own."""
@@ -47,11 +47,12 @@ class Relay:
 
     def capture(self, x: Tensor) -> None:
         """Run the student now, for later."""
-        self._values[_thread()] = self.run(x)
+        self._here.value = self.run(x)
 
     def take(self) -> Tensor:
         """The student's output, once."""
-        value = self._values.pop(_thread(), None)
+        value: Tensor | None = getattr(self._here, "value", None)
+        self.forget()
         if value is None:
             raise SpanError(
                 f"{self.name}: the student's output is due before its input was seen. The forward pass took "
@@ -61,7 +62,7 @@ class Relay:
 
     def forget(self) -> None:
         """Drop what an aborted forward pass left."""
-        self._values.pop(_thread(), None)
+        self._here.value = None
 
     def _fits(self, x: Tensor, y: Tensor) -> bool:
         if y.ndim != len(self.stop_shape):
@@ -80,7 +81,11 @@ class Relay:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_values": {}}  # what an aborted forward pass left cannot be copied
+        return {name: value for name, value in self.__dict__.items() if name != "_here"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._here = local()
 
 
 class CallCounter:
@@ -88,24 +93,25 @@ class CallCounter:
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self._seen: dict[int, int] = {}
+        self._here = local()
 
     def next(self) -> int:
         """The number of the call that begins or ends now, from 0."""
         if self.total == 1:
             return 0
-        number = self._seen.get(_thread(), 0) % self.total
-        self._seen[_thread()] = number + 1
+        number = int(getattr(self._here, "seen", 0)) % self.total
+        self._here.seen = number + 1
         return number
 
     def reset(self) -> None:
         """A forward pass begins."""
-        self._seen.pop(_thread(), None)
+        self._here.seen = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"total": self.total}
 
-def _thread() -> int:
-    """Which thread runs the model: several may at once."""
-    return 0 if torch.compiler.is_compiling() else get_ident()
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["total"])  # type: ignore[misc]
 
 
 class Slot(nn.Module):

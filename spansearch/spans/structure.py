@@ -7,9 +7,10 @@ not be registered anywhere.
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import MemberDescriptorType
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,11 +18,28 @@ from torch.utils import _pytree as pytree
 
 
 @dataclass(frozen=True)
+class Record:
+    """A plain object among the leaves.
+
+    Attributes:
+        kind: its class.
+        inside: how its items and attributes are nested.
+        aliased: its attributes are its items (``self.__dict__ = self``).
+        factory: of a defaultdict.
+    """
+
+    kind: Any
+    inside: Structure
+    aliased: bool
+    factory: Any
+
+
+@dataclass(frozen=True)
 class Structure:
-    """How leaves are nested. ``records[i]``: type and inside of pytree leaf i, None where it is a leaf."""
+    """How leaves are nested. ``records[i]``: what pytree leaf i is made of, None where it is a leaf."""
 
     spec: Any
-    records: tuple[tuple[Any, Structure] | None, ...]
+    records: tuple[Record | None, ...]
 
     def __deepcopy__(self, memo: Any) -> Structure:
         return self  # nothing in it changes, and torch warns where a spec is copied
@@ -29,14 +47,19 @@ class Structure:
 
 def flatten(value: Any) -> tuple[list[Any], Structure]:
     """The leaves of a nested structure, in a fixed order, and how they are nested."""
+    return _flatten(value, ())
+
+
+def _flatten(value: Any, inside_of: tuple[int, ...]) -> tuple[list[Any], Structure]:
     outer, spec = pytree.tree_flatten(value)
     leaves: list[Any] = []
-    records: list[tuple[Any, Structure] | None] = []
+    records: list[Record | None] = []
     for leaf in outer:
-        if _is_record(leaf):
-            inside, structure = flatten((dict(leaf) if isinstance(leaf, dict) else {}, dict(_fields(leaf))))
+        if _is_record(leaf) and id(leaf) not in inside_of:  # what holds itself is a leaf there
+            inside, structure = _flatten(_contents(leaf), (*inside_of, id(leaf)))
             leaves.extend(inside)
-            records.append((type(leaf), structure))
+            factory = leaf.default_factory if isinstance(leaf, defaultdict) else None
+            records.append(Record(type(leaf), structure, getattr(leaf, "__dict__", None) is leaf, factory))
         else:
             leaves.append(leaf)
             records.append(None)
@@ -64,23 +87,41 @@ def _build(leaves: Iterator[Any], structure: Structure) -> Any:
         if record is None:
             outer.append(next(leaves))
             continue
-        kind, inside = record
-        made: Any = kind.__new__(kind)
-        items, fields = _build(leaves, inside)
-        for key, item in items.items():
-            (OrderedDict if isinstance(made, OrderedDict) else dict).__setitem__(made, key, item)
-        _fields(made).update(fields)
+        made: Any = record.kind.__new__(record.kind)
+        if record.factory is not None:
+            made.default_factory = record.factory
+        if record.aliased:
+            made.__dict__ = made
+        _fill(made, *_build(leaves, record.inside))
         outer.append(made)
     return pytree.tree_unflatten(outer, structure.spec)
 
 
-def _fields(record: Any) -> dict[str, Any]:
-    return getattr(record, "__dict__", {})
+def _contents(record: Any) -> tuple[dict[Any, Any], dict[str, Any], dict[str, Any]]:
+    """Items, attributes, and attributes that its class has slots for."""
+    items = dict(record) if isinstance(record, dict) else {}
+    own = getattr(record, "__dict__", {})
+    members = (vars(kind).items() for kind in type(record).__mro__ if kind.__module__ != "builtins")
+    slots = [name for some in members for name, value in some if isinstance(value, MemberDescriptorType)]
+    kept = {name: getattr(record, name) for name in slots if name != "__dict__" and hasattr(record, name)}
+    return items, {} if own is record else dict(own), kept
+
+
+def _fill(made: Any, items: dict[Any, Any], fields: dict[str, Any], slots: dict[str, Any]) -> None:
+    """Give a new record what ``_contents`` read, past methods of its own."""
+    for key, item in items.items():
+        (OrderedDict if isinstance(made, OrderedDict) else dict).__setitem__(made, key, item)
+    if fields:
+        vars(made).update(fields)
+    for name, value in slots.items():
+        object.__setattr__(made, name, value)
 
 
 def _is_record(leaf: Any) -> bool:
     if isinstance(leaf, dict):  # of a class of its own, such as a model's output with attributes
         return True
-    if isinstance(leaf, Tensor | nn.Module | type) or not hasattr(leaf, "__dict__"):
+    if isinstance(leaf, Tensor | nn.Module | type):
         return False
-    return dataclasses.is_dataclass(leaf) or any(isinstance(value, Tensor) for value in vars(leaf).values())
+    if dataclasses.is_dataclass(leaf):
+        return True
+    return hasattr(leaf, "__dict__") and any(isinstance(value, Tensor) for value in vars(leaf).values())

@@ -364,3 +364,31 @@ def test_dropout_behind_glue_at_the_end_of_a_block():
     found = find_spans(model, x)
     assert [point.name for point in found.cuts if point.can_stop] == ["0.fc", "0", "1.fc", "1", "2"]
     Verifier(model, [x]).check(found["0", "1"])
+
+
+def test_one_block_compiled_and_the_others_not():
+    model = m.SharedRelu().eval()
+    x = torch.randn(4, 6)
+    found = find_spans(model, x)
+    span = found["blocks.0", "act@3"]
+    small = splice(model, {span: nn.Linear(6, 6)})
+    with torch.no_grad():
+        wanted = small(x)
+        small.blocks[1].compile(backend="eager")
+        for _ in range(2):
+            torch.testing.assert_close(small(x), wanted)
+
+
+def test_a_view_that_goes_through_dropout_is_a_stop():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.drop, self.fc = nn.Conv2d(1, 2, 3), nn.Dropout(0.5), nn.Linear(72, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.drop(self.conv(x).relu().flatten(1)))
+
+    model = Net().eval()
+    x = torch.randn(4, 1, 8, 8)
+    span = find_spans(model, x)["input", "drop:input"]
+    Verifier(model, [x]).check(span)
