@@ -19,52 +19,7 @@ from spansearch.linear_maps import LinearMap
 _FLOAT64 = torch.float64
 
 
-class RowMoments:
-    """Streaming centred second moments of rows: features X (n, d) beside targets Y (n, q).
-
-    Args:
-        d, q: features and targets of a row.
-        device: where products and sums live (it has to know float64).
-
-    Attributes:
-        count: rows so far.
-        mean_x, mean_y: (d,) and (q,).
-        gram, cross, square: X'X (d, d), X'Y (d, q) and the sum of squares of each column of Y (q,), all
-            centred, float64.
-
-    Each block is centred on its own mean and joined by the pairwise update of Chan, Golub and LeVeque,
-    "Updating formulae and a pairwise algorithm for computing sample variances", 1979: large means cost no
-    digits.
-    """
-
-    def __init__(self, d: int, q: int, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
-        self.count = 0
-        self.mean_x, self.mean_y = self._zeros(d), self._zeros(q)
-        self.gram, self.cross, self.square = self._zeros(d, d), self._zeros(d, q), self._zeros(q)
-
-    def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=_FLOAT64, device=self.device)
-
-    @torch.no_grad()
-    def join(self, X: Tensor, Y: Tensor) -> None:
-        """Take in further rows (n, d) and (n, q), n >= 1; products are taken in their dtype."""
-        n, total = len(X), self.count + len(X)
-        mean_x, mean_y = X.mean(0, dtype=_FLOAT64), Y.mean(0, dtype=_FLOAT64)
-        X, Y = X - mean_x.to(X.dtype), Y - mean_y.to(Y.dtype)
-        shift_x, shift_y = mean_x - self.mean_x, mean_y - self.mean_y
-        between = self.count * n / total
-        self.gram += X.T @ X
-        self.gram.addr_(shift_x, shift_x, alpha=between)
-        self.cross += X.T @ Y
-        self.cross.addr_(shift_x, shift_y, alpha=between)
-        self.square += Y.square().sum(0, dtype=_FLOAT64) + between * shift_y.square()
-        self.mean_x += shift_x * (n / total)
-        self.mean_y += shift_y * (n / total)
-        self.count = total
-
-
-class Moments(RowMoments):
+class Moments:
     """Streaming centred second moments of one reading and of the targets of several stops.
 
     Args:
@@ -83,6 +38,10 @@ class Moments(RowMoments):
 
     Raises:
         ValueError: no maps, or maps that read their features in different ways.
+
+    Each block is centred on its own mean and joined by the pairwise update of Chan, Golub and LeVeque,
+    "Updating formulae and a pairwise algorithm for computing sample variances", 1979: large means cost no
+    digits.
     """
 
     def __init__(
@@ -99,14 +58,20 @@ class Moments(RowMoments):
                 "summed once for all stops; group maps by `reading`."
             )
         self.maps = dict(maps)
-        self.dtype, self.block_bytes = dtype, block_bytes
+        self.dtype, self.device, self.block_bytes = dtype, torch.device(device), block_bytes
         self.columns: dict[str, slice] = {}
         end = 0
         for stop, m in self.maps.items():
             self.columns[stop] = slice(end, end + m.d_out)
             end += m.d_out
         self._reader = next(iter(self.maps.values()))
-        super().__init__(self._reader.d_in, end, device)
+        d = self._reader.d_in
+        self.count = 0
+        self.mean_x, self.mean_y = self._zeros(d), self._zeros(end)
+        self.gram, self.cross, self.square = self._zeros(d, d), self._zeros(d, end), self._zeros(end)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=_FLOAT64, device=self.device)
 
     @torch.no_grad()
     def add(self, x: Tensor, ys: Mapping[str, Tensor], keep: Tensor | None = None) -> None:
@@ -156,15 +121,26 @@ class Moments(RowMoments):
                 self._join(X, Y)
 
     def _join(self, X: Tensor, Y: Tensor) -> None:
-        mean_y = Y.mean(0, dtype=_FLOAT64)
+        n, total = len(X), self.count + len(X)
+        mean_x, mean_y = X.mean(0, dtype=_FLOAT64), Y.mean(0, dtype=_FLOAT64)
         broken = [stop for stop, c in self.columns.items() if not mean_y[c].isfinite().all()]
-        if broken or not X.mean(0, dtype=_FLOAT64).isfinite().all():
+        if broken or not mean_x.isfinite().all():
             raise DataError(
                 "Moments.add: expected finite activations, got NaN or infinity in "
                 f"{broken or 'the start activation'}. One such row spoils every sum; mask the rows out with "
                 "keep, or look for the layer that overflows."
             )
-        self.join(X, Y)
+        X, Y = X - mean_x.to(X.dtype), Y - mean_y.to(Y.dtype)
+        shift_x, shift_y = mean_x - self.mean_x, mean_y - self.mean_y
+        between = self.count * n / total
+        self.gram += X.T @ X
+        self.gram.addr_(shift_x, shift_x, alpha=between)
+        self.cross += X.T @ Y
+        self.cross.addr_(shift_x, shift_y, alpha=between)
+        self.square += Y.square().sum(0, dtype=_FLOAT64) + between * shift_y.square()
+        self.mean_x += shift_x * (n / total)
+        self.mean_y += shift_y * (n / total)
+        self.count = total
 
 
 class Decomposition:

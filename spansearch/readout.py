@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from spansearch.fit import FitData, held_out_error
 from spansearch.layers import Layer, features, is_layer, set_weight, targets, weight_of
-from spansearch.moments import RowMoments
-
-STRENGTHS = tuple(10.0**k for k in range(-8, 1))
-"""Relative strengths tried: alpha = strength x the mean eigenvalue of the features' Gram matrix."""
+from spansearch.linear_maps import linear_map
+from spansearch.moments import Decomposition, Moments
+from spansearch.ridge import solve_span
 
 _RESHAPES = nn.Flatten | nn.Unflatten | nn.Identity
 
@@ -46,12 +45,12 @@ def solve_last_layer(student: nn.Module, data: FitData, error: float) -> float:
     layer = last_layer(student)
     if layer is None or layer.bias is None or layer.weight.dtype != torch.float32:
         return error
-    fit, held = _moments(student, layer, data)
-    if fit.count < 2 or not held.count or not bool(fit.gram.isfinite().all() & held.gram.isfinite().all()):
-        return error
     own, before = weight_of(layer), {name: value.clone() for name, value in layer.state_dict().items()}
-    weight = own + _correction(fit, held, own)
-    set_weight(layer, weight, fit.mean_y - weight @ fit.mean_x)
+    fit, held = _moments(student, layer, data)
+    if fit.count < 2 or not held.count:  # masks may leave next to nothing
+        return error
+    ridge = solve_span(Decomposition(fit, held), "y", priors={"own": own}, max_rank=0)
+    set_weight(layer, ridge.weight, ridge.bias)
     lower = held_out_error(student, data)
     if lower < error:
         return lower
@@ -59,44 +58,22 @@ def solve_last_layer(student: nn.Module, data: FitData, error: float) -> float:
     return error
 
 
-def _moments(student: nn.Module, layer: Layer, data: FitData) -> tuple[RowMoments, RowMoments]:
+def _moments(student: nn.Module, layer: Layer, data: FitData) -> tuple[Moments, Moments]:
     """Of what the layer reads and what it should return, of the fit and of the held-out part."""
     seen: list[tuple[Tensor, Tensor]] = []
     handle = layer.register_forward_hook(lambda _module, args, output: seen.append((args[0], output)))
-    d, q = weight_of(layer).shape[::-1]
-    found = []
+    q, d = weight_of(layer).shape
+    maps, found = {"y": linear_map((d,), "vector", (q,), "vector")}, []
     try:
         for batches in (data.fit_batches(), data.held_out_batches()):
-            moments = RowMoments(d, q, data.device)
+            moments = Moments(maps, device=data.device)
             for x, y, keep in batches:
                 seen.clear()
                 student(x)
                 read, made = seen[-1]
-                X, Y = features(layer, read).double(), targets(layer, y.reshape(made.shape)).double()
-                if keep is not None and keep.numel() == len(X):
-                    X, Y = X[keep.flatten()], Y[keep.flatten()]
-                if len(X):
-                    moments.join(X, Y)
+                X, Y = features(layer, read), targets(layer, y.reshape(made.shape))
+                moments.add(X, {"y": Y}, keep if keep is not None and keep.numel() == len(X) else None)
             found.append(moments)
     finally:
         handle.remove()
     return found[0], found[1]
-
-
-def _correction(fit: RowMoments, held: RowMoments, own: Tensor) -> Tensor:
-    """What to add to the weights (q, d): ridge on what they leave over, at the strength that held-out rows
-    like best."""
-    values, vectors = torch.linalg.eigh(fit.gram)
-    values = values.clamp(min=0.0)
-    scale = float(values.mean()) or 1.0
-    left = vectors.T @ (fit.cross - fit.gram @ own.T)
-    shift_x, shift_y = held.mean_x - fit.mean_x, held.mean_y - fit.mean_y
-    gram = held.gram + held.count * torch.outer(shift_x, shift_x)
-    cross = held.cross + held.count * torch.outer(shift_x, shift_y) - gram @ own.T
-    best, lowest = torch.zeros_like(own), 0.0  # no correction: what it changes is counted from there
-    for strength in STRENGTHS:
-        change = vectors @ (left / (values + strength * scale)[:, None])
-        error = float((change * (gram @ change - 2 * cross)).sum())
-        if error < lowest:
-            best, lowest = change.T, error
-    return best

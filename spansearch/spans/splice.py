@@ -12,7 +12,8 @@ from spansearch.errors import SpanError
 from spansearch.spans.copying import copy_model
 from spansearch.spans.find import Span
 from spansearch.spans.points import Place
-from spansearch.spans.slots import CallCounter, CaptureHook, EmitHook, Relay, ResetHook, Slot
+from spansearch.spans.relay import CallCounter, CaptureHook, EmitHook, Relay, ResetHook
+from spansearch.spans.slots import Slot
 
 M = TypeVar("M", bound=nn.Module)
 

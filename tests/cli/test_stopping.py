@@ -23,7 +23,7 @@ def study(tmp_path: Path) -> Path:
     return tasks.study_file(tmp_path / "study.py", "mlp")
 
 
-def stopped(then: Callable[[], None], call: int = 3) -> Callable[..., Any]:
+def stopped(then: Callable[[], None], call: int = 3) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Calls are as ever until one in which Ctrl-C arrives; ``then`` is what a library does about it."""
     left = [call]
 
@@ -40,7 +40,7 @@ def stopped(then: Callable[[], None], call: int = 3) -> Callable[..., Any]:
 
         return wrapped
 
-    return make  # type: ignore[return-value]
+    return make
 
 
 def patched(patch: pytest.MonkeyPatch, owner: Any, name: str, make: Callable[..., Any]) -> None:

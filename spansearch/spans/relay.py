@@ -1,0 +1,177 @@
+"""Where glue lies in a span: a student runs where its input is read, its output waits until it is due."""
+
+from __future__ import annotations
+
+from threading import local
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spansearch.errors import SpanError
+from spansearch.spans.structure import flatten, unflatten
+
+
+class Relay:
+    """Runs a student where its input is read and keeps its output until the place where it is due.
+
+    The student is a child of ``home``, under the name ``key``: a later splice may replace it there.
+    """
+
+    def __init__(self, name: str, start_shape: tuple[int, ...], stop_shape: tuple[int, ...]) -> None:
+        self.name = name
+        self.start_shape, self.stop_shape = start_shape, stop_shape
+        self.home: nn.Module | None = None
+        self.key = ""
+        self._here = local()  # several threads may run the model at once
+
+    def run(self, x: Tensor) -> Tensor:
+        """The student's output, checked, in memory of its own."""
+        y = getattr(self.home, self.key)(x)
+        if not isinstance(y, Tensor):
+            self._complain(type(y).__name__)
+        elif not self._fits(x, y):
+            self._complain(f"{tuple(y.shape)} for an input of shape {tuple(x.shape)}")
+        if y is x or torch.compiler.is_compiling() or y._is_view():
+            y = y.clone()  # an in-place operator behind the span must not reach the activation in front of it
+        return y
+
+    def capture(self, x: Tensor) -> None:
+        """Run the student now, for later."""
+        self._here.value = self.run(x)
+
+    def take(self) -> Tensor:
+        """The student's output, once."""
+        value: Tensor | None = getattr(self._here, "value", None)
+        self.forget()
+        if value is None:
+            raise SpanError(
+                f"{self.name}: the student's output is due before its input was seen. The forward pass took "
+                "another way than when the model was traced."
+            )
+        return value
+
+    def forget(self) -> None:
+        """Drop what an aborted forward pass left."""
+        self._here.value = None
+
+    def _fits(self, x: Tensor, y: Tensor) -> bool:
+        if y.ndim != len(self.stop_shape):
+            return False
+        if torch.compiler.is_compiling():  # to compare sizes would fix them
+            return True
+        if x.shape[1:] == self.start_shape[1:] and y.shape[1:] != self.stop_shape[1:]:
+            return False
+        same_batch = self.start_shape[:1] == self.stop_shape[:1]
+        return not same_batch or y.shape[:1] == x.shape[:1]
+
+    def _complain(self, got: str) -> None:
+        raise SpanError(
+            f"{self.name}: the student must return shape (N, {', '.join(map(str, self.stop_shape[1:]))}), "
+            f"got {got}. The modules behind the span expect it. Build the student for this span."
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_here"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._here = local()
+
+
+class CallCounter:
+    """Which call of a module within one forward pass this is, in each thread by itself."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._here = local()
+
+    def next(self) -> int:
+        """The number of the call that begins or ends now, from 0."""
+        if self.total == 1:
+            return 0
+        number = int(getattr(self._here, "seen", 0)) % self.total
+        self._here.seen = number + 1
+        return number
+
+    def reset(self) -> None:
+        """A forward pass begins."""
+        self._here.seen = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"total": self.total}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.total = state["total"]
+        self._here = local()
+
+
+class CaptureHook:
+    """Reads the start activation where it is made (forward hook) or read (pre-hook) and runs the student."""
+
+    def __init__(self, relay: Relay, number: int, total: int, leaf: int) -> None:
+        self.relay, self.number, self.leaf = relay, number, leaf
+        self.counter = CallCounter(total)
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """As a forward pre-hook with keyword arguments."""
+        self._capture((args, kwargs))
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """As a forward hook."""
+        self._capture(output)
+
+    def _capture(self, structure: Any) -> None:
+        if self.counter.next() == self.number:
+            self.relay.capture(flatten(structure)[0][self.leaf])
+
+
+class EmitHook:
+    """Puts the student's output in the place of the stop activation in what a module returns or is given.
+
+    Args:
+        overwrite: write it into the tensor that is there as well: others hold it and read it later.
+    """
+
+    def __init__(self, relay: Relay, number: int, total: int, leaf: int, overwrite: bool = False) -> None:
+        self.relay, self.number, self.leaf, self.overwrite = relay, number, leaf, overwrite
+        self.counter = CallCounter(total)
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """As a forward pre-hook with keyword arguments."""
+        return self._emit((args, kwargs))
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """As a forward hook."""
+        return self._emit(output)
+
+    def _emit(self, given: Any) -> Any:
+        if self.counter.next() != self.number:
+            return None
+        leaves, structure = flatten(given)
+        old, new = leaves[self.leaf], self.relay.take()
+        if self.overwrite:
+            _overwrite(old, new)
+            return None
+        return unflatten([new if leaf is old else leaf for leaf in leaves], structure)
+
+
+def _overwrite(old: Tensor, new: Tensor) -> None:
+    """Write values into a tensor that others hold, gradients of the new ones included."""
+    if not torch.compiler.is_compiling() and old.grad_fn is not None and not old._is_view():
+        old.detach_()  # what made it may have kept it for a backward pass that its values no longer need
+    old.copy_(new)
+
+
+class ResetHook:
+    """A forward pass begins: calls are counted from the start and nothing is left from an aborted one."""
+
+    def __init__(self, counters: list[CallCounter], relays: list[Relay]) -> None:
+        self.counters, self.relays = counters, relays
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        """As a forward pre-hook of the model."""
+        for counter in self.counters:
+            counter.reset()
+        for relay in self.relays:
+            relay.forget()
