@@ -3,7 +3,24 @@
 import sys
 from pathlib import Path
 
+import optuna
+import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # for tasks.py
+sys.path.insert(0, str(Path(__file__).parent))  # for tasks.py and study_runs.py
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory):
+    """An uninterrupted run, not to be changed."""
+    from study_runs import TOTAL, new
+
+    study = new(tmp_path_factory.mktemp("whole"))
+    assert study.run(TOTAL) == "done"
+    return study

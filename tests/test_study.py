@@ -2,55 +2,25 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import tasks
-import torch
 from optuna.trial import TrialState
-from torch import nn
+from study_runs import TOTAL, count, new, table
 
 import spansearch as ss
-from spansearch import loop, proposal, results, trials, workbench
+from spansearch import loop, proposal, trials, workbench
 from spansearch.evaluate import Evaluator
-from spansearch.loop import FailedStudyError
 from spansearch.proposal import loss
 from spansearch.recipe import from_json
 from spansearch.search import RidgeRule, SeededSampler
 from spansearch.store import StudentFiles, run_lock
 from spansearch.trials import FINISHED, outcome_of
 
-TOTAL = 14
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def new(directory: Path, kind: str = "mlp", **search: Any) -> ss.Study:
-    return ss.Study(tasks.make(kind), directory=directory, search=tasks.quick(**search))
-
-
-def table(study: ss.Study) -> list[tuple]:
-    """Everything about the trials that may not depend on how often a study was stopped."""
-    rows = []
-    for trial in study.optuna.trials:
-        details = {k: v for k, v in trial.user_attrs.get("details", {}).items() if k != "seconds"}
-        attributes = {**trial.user_attrs, "details": details}
-        rows.append((trial.number, trial.state.name, trial.params, trial.values, attributes))
-    return rows
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> ss.Study:
-    """An uninterrupted run, not to be changed."""
-    study = new(tmp_path_factory.mktemp("whole"))
-    assert study.run(TOTAL) == "done"
-    return study
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def test_it_creates_a_study_and_reaches_its_total(whole: ss.Study) -> None:
@@ -86,31 +56,6 @@ def test_every_trial_is_complete_in_itself(whole: ss.Study) -> None:
             assert seconds["total"] >= seconds["fitting"] + seconds["evaluating"] > 0
             assert details["held_out_error"] >= 0
     assert {p.name for p in (whole.directory / "students").iterdir()} == stored
-
-
-def test_the_values_are_those_of_the_model_that_loads(whole: ss.Study) -> None:
-    teacher = tasks.teacher("mlp")
-    batches = tasks.split(tasks.blobs(96, 3))
-    for member in whole.front():
-        model = member.load()
-        assert type(model) is type(teacher) and not model.training
-        assert tasks.accuracy(model, batches) == member.measures.score
-        assert member.measures.score_drop == tasks.accuracy(teacher, batches) - member.measures.score
-        counted = ss.cost(model, batches[0][0][:2])
-        assert (counted.flops, counted.params) == (member.measures.flops, member.measures.params)
-
-
-def count(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[int]:
-    """Counts calls from now on."""
-    calls = [0]
-    original = getattr(owner, name)
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, counted)
-    return calls
 
 
 def test_a_finished_study_does_nothing_and_a_raised_total_continues_it(
@@ -275,151 +220,6 @@ def test_other_inputs_are_refused_with_the_fields_that_differ(changed: str, tmp_
     assert new(tmp_path, families=("ridge",), memory_budget=1 << 20).run(3) == "done"
 
 
-def test_the_test_split_is_read_for_the_front_alone_and_scored_on_only_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reads = []
-    runs = count(monkeypatch, results, "score_on_test")
-
-    def test_split() -> list[tasks.Batch]:
-        reads.append(1)
-        return tasks.split(tasks.blobs(96, 4))
-
-    def fresh() -> ss.Study:
-        return ss.Study(tasks.make(test=test_split), directory=tmp_path, search=tasks.quick())
-
-    study = fresh()
-    study.run(8)
-    before = [m.trial for m in study.front()]
-    assert not reads and all(m.test is None for m in study.front())
-    assert study.front().summary["teacher"]["test_score"] is None
-    scored = study.front(split="test")
-    assert len(reads) == 1 and [m.trial for m in scored] == before and runs == [len(before)]
-    again = fresh().front(split="test")
-    assert [m.test for m in again] == [m.test for m in scored] and runs == [len(before)]
-    assert len(reads) == 2  # it may have changed
-    assert [m.test for m in fresh().front()] == [m.test for m in scored] and len(reads) == 2
-    other = fresh().front("params", "divergence", split="test")
-    assert runs == [len({m.trial for m in other} | set(before))]
-    for member in scored:
-        truth = tasks.accuracy(member.load(), tasks.split(tasks.blobs(96, 4)))
-        assert member.test is not None and member.test["score"] == truth
-
-
-def test_on_another_test_split_every_member_is_scored_again(tmp_path: Path) -> None:
-    study = new(tmp_path)
-    study.run(8)
-    before = study.front(split="test")
-    other = tasks.split(tasks.blobs(80, 17))
-    changed = ss.Study(tasks.make(test=lambda: other), directory=tmp_path, search=tasks.quick())
-    for found in (changed.front(split="test"), changed.front()):
-        assert [m.trial for m in found] == [m.trial for m in before]
-        for member in found:
-            assert member.test is not None
-            assert member.test["score"] == tasks.accuracy(member.load(), other)
-        teacher = tasks.accuracy(tasks.teacher("mlp"), other)
-        assert found.summary["teacher"]["test_score"] == teacher
-    assert [m.test for m in found] != [m.test for m in before]
-    assert [m.test for m in new(tmp_path).front(split="test")] == [m.test for m in before]  # and back
-
-
-def test_what_the_test_split_says_never_changes_the_front(tmp_path: Path) -> None:
-    study = new(tmp_path)
-    study.run(8)
-    worse = ss.Study(
-        tasks.make(test=lambda: tasks.split((torch.randn(64, 8), torch.zeros(64).long()))),
-        directory=tmp_path,
-    )
-    before = [m.trial for m in study.front()]
-    assert [m.trial for m in worse.front(split="test")] == before == [m.trial for m in study.front()]
-
-
-class Trouble:
-    """A score that fails on every spliced model, or on some."""
-
-    def __init__(self, *which: int, error: Callable[[], Exception]) -> None:
-        self.which, self.error, self.calls = which, error, 0
-
-    def __call__(self, model: nn.Module, batches: Any) -> float:
-        self.calls += 1
-        if self.calls > 1 and (not self.which or self.calls in self.which):
-            raise self.error()
-        return tasks.accuracy(model, batches)
-
-
-@pytest.mark.parametrize(
-    "error", [ValueError("odd"), KeyError("odd"), RuntimeError("odd"), MemoryError("odd")]
-)
-def test_one_failing_proposal_fails_alone(error: Exception, tmp_path: Path) -> None:
-    task = tasks.make(score=Trouble(3, 5, error=lambda: error))
-    study = ss.Study(task, directory=tmp_path, search=tasks.quick(families=("ridge", "lowrank")))
-    assert study.run(8) == "done"
-    failed = [t for t in study.finished() if t.state is TrialState.FAIL]
-    assert len(failed) == 2 and len(study.finished()) == 8
-    for trial in failed:
-        details = trial.user_attrs["details"]
-        assert type(error).__name__ in details["reason"] and "odd" in details["reason"]
-        assert details["seconds"]["fitting"] > 0 and trial.user_attrs["recipe"]
-    summary = study.front().summary
-    assert summary["trials"]["failed"] == 2 and summary["trials"]["complete"] >= 3
-
-
-def test_a_score_that_is_not_finite_fails_its_trial(tmp_path: Path) -> None:
-    scores = iter([0.9, 0.8, float("nan"), 0.7])
-    task = tasks.make(score=lambda model, batches: next(scores))
-    study = ss.Study(task, directory=tmp_path, search=tasks.quick(families=("lowrank",)))
-    study.run(3)
-    assert [t.state.name for t in study.finished()] == ["COMPLETE", "FAIL", "COMPLETE"]
-    assert "finite" in study.finished()[1].user_attrs["details"]["reason"]
-
-
-def test_ten_alike_stop_with_a_diagnosis_and_nothing_is_lost(tmp_path: Path) -> None:
-    calls = iter(range(10_000))
-    task = tasks.make(score=Trouble(error=lambda: ValueError(f"no GPU {next(calls)} left")))
-    study = ss.Study(task, directory=tmp_path, search=tasks.quick(families=("lowrank", "mlp"), seeds=6))
-    with pytest.raises(FailedStudyError, match=r"10 fits in a row failed alike.*no GPU \d+ left"):
-        study.run(60)
-    states = [t.state for t in study.finished()]
-    assert states.count(TrialState.FAIL) == 10 and TrialState.COMPLETE not in states
-    healthy = ss.Study(
-        tasks.make(), directory=tmp_path, search=tasks.quick(families=("lowrank", "mlp"), seeds=6)
-    )
-    assert healthy.run(len(states) + 4) == "done"
-    assert [t.state for t in healthy.finished()][: len(states)] == states
-
-
-def test_failures_of_different_kinds_do_not_stop_it(tmp_path: Path) -> None:
-    kinds = iter([ValueError, KeyError] * 50)
-    task = tasks.make(score=Trouble(error=lambda: next(kinds)("x")))
-    study = ss.Study(task, directory=tmp_path, search=tasks.quick(families=("lowrank",), seeds=20))
-    assert study.run(14) == "done"
-    assert len([t for t in study.finished() if t.state is TrialState.FAIL]) >= 10
-
-
-def test_a_full_disk_stops_the_study_and_the_same_run_continues(
-    tmp_path: Path, whole: ss.Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import errno
-    import os
-
-    calls, original = [0], os.replace
-
-    def full(*args: Any) -> None:
-        calls[0] += 1
-        if calls[0] == 4:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        original(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
-        with pytest.raises(ss.StudyError, match=r"Cannot write .*No space left.*continues"):
-            new(tmp_path).run(TOTAL)
-    finished = new(tmp_path).finished()
-    assert all(t.state is not TrialState.FAIL for t in finished) and len(finished) >= 3
-    assert new(tmp_path).run(TOTAL) == "done"
-    assert table(new(tmp_path)) == table(whole)
-
-
 def test_timeout(tmp_path: Path, whole: ss.Study, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
@@ -466,41 +266,6 @@ def test_before_there_is_a_study(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_front_of_a_study_whose_teacher_changed_is_not_loaded(tmp_path: Path) -> None:
-    new(tmp_path).run(3)
-    other = ss.Study(tasks.make(seed=1), directory=tmp_path, search=tasks.quick())
-    assert len(other.front()) >= 1
-    with pytest.raises(ss.StudyError, match="weights differ"):
-        other.front()[0].load()
-
-
-def test_members_load_whatever_the_search_settings_are_now(tmp_path: Path) -> None:
-    new(tmp_path).run(4)
-    other = ss.Study(
-        tasks.make(), directory=tmp_path, search=ss.Search(families=("ridge",), resolution=0.9, seed=9)
-    )
-    assert all(isinstance(member.load(), nn.Module) for member in other.front())
-
-
-def test_a_damaged_student_of_a_member_is_refused_by_name(tmp_path: Path) -> None:
-    study = new(tmp_path)
-    study.run(3)
-    for path in (tmp_path / "students").iterdir():
-        path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ss.StudyError, match=r"students.*SHA-256"):
-        study.front()[0].load()
-
-
-def test_a_stored_student_that_does_not_fit_its_splice_is_refused(tmp_path: Path) -> None:
-    study = new(tmp_path)
-    study.run(3)
-    splice, outcome = outcome_of(study.finished()[0])
-    assert splice is not None and splice.size
-    larger = dataclasses.replace(splice, size=splice.size + 1)
-    with pytest.raises(ss.StudyError, match="does not fit"):
-        proposal.rebuild(study.bench, study.files, (larger,), [outcome.details["student"]])
-
-
 def test_one_seed_one_search_another_seed_another(tmp_path: Path, whole: ss.Study) -> None:
     other = new(tmp_path, seed=1)
     other.run(TOTAL)
@@ -516,53 +281,6 @@ def test_a_shared_storage_url(tmp_path: Path, whole: ss.Study) -> None:
     assert table_of(again.finished()) == table(whole)[:4]
 
 
-@dataclasses.dataclass(frozen=True)
-class Halved:
-    gradient: bool = True
-    sized: bool = True
-
-    def refuses(self, span: ss.Span) -> str | None:
-        return None if len(span.start.shape) == len(span.stop.shape) == 1 else "vectors only"
-
-    def size(self, span: ss.Span, width: float) -> int:
-        return max(1, round(width * span.start.shape[0] / 2))
-
-    def build(self, span: ss.Span, size: int) -> nn.Module:
-        return nn.Sequential(
-            nn.Linear(span.start.shape[0], size), nn.GELU(), nn.Linear(size, span.stop.shape[0])
-        )
-
-    def solve(self, span: ss.Span, size: int, path: Any) -> nn.Module:
-        return self.build(span, size)
-
-
-def test_a_family_of_the_users(tmp_path: Path) -> None:
-    ss.register("test_halved")(Halved)
-    study = new(tmp_path, families=("ridge", "test_halved"))
-    assert study.run(12) == "done"
-    mine = [o for s, o in map(outcome_of, study.finished()) if s and s.family == "test_halved" and o.measures]
-    assert mine and all(o.details["fit"]["steps"] > 0 for o in mine)
-
-
-def test_a_family_that_breaks_fails_its_trials_only(tmp_path: Path) -> None:
-    @dataclasses.dataclass(frozen=True)
-    class Broken(Halved):
-        def solve(self, span: ss.Span, size: int, path: Any) -> nn.Module:
-            raise IndexError("broken family")
-
-        def build(self, span: ss.Span, size: int) -> nn.Module:
-            if size == 1:
-                raise TypeError("cannot be that small")
-            return super().build(span, size)
-
-    ss.register("test_broken")(Broken)
-    study = new(tmp_path, families=("lowrank", "test_broken"), seeds=2)
-    assert study.run(16) == "done"
-    reasons = [o.details["reason"] for _, o in map(outcome_of, study.finished()) if o.state == "failed"]
-    assert reasons and all("broken family" in r or "that small" in r for r in reasons)
-    assert any(t.state is TrialState.COMPLETE for t in study.finished())
-
-
 def test_a_teacher_whose_code_changed_is_refused_though_its_weights_are_the_same(tmp_path: Path) -> None:
     new(tmp_path).run(3)
 
@@ -575,84 +293,12 @@ def test_a_teacher_whose_code_changed_is_refused_though_its_weights_are_the_same
     assert len(again.finished()) == 3
 
 
-def test_a_model_whose_spans_are_all_refused_by_replay_is_said_to_have_none(tmp_path: Path) -> None:
-    class Bypassed(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = tasks.teacher("mlp")
-
-        def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-            return self.inner(x) + (x if y is None else y).detach().mean(1, keepdim=True) * 0.5
-
-    task = tasks.make(
-        teacher=lambda: Bypassed().eval(), forward=lambda model, batch: model(batch[0], 1 * batch[0])
-    )
-    study = ss.Study(task, directory=tmp_path, search=tasks.quick())
-    with pytest.raises(ss.SpanError, match=r"no legal span to replace: all .* were refused by replay"):
-        study.run(3)
-
-
 def test_a_task_is_all_that_is_given_by_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TypeError, match="positional"):
         ss.Study(tasks.make(), tmp_path)  # type: ignore[misc]
     monkeypatch.chdir(tmp_path)
     assert ss.Study(tasks.make()).directory == tmp_path / "runs" / "tiny_mlp"
     assert ss.Study(tasks.make(), directory="here").directory == tmp_path / "here"
-
-
-@pytest.mark.parametrize("where", ["refuses", "size"])
-@pytest.mark.parametrize("error", [IndexError, ValueError, ss.FamilyError])
-def test_a_family_that_breaks_when_it_is_asked_fails_its_trials_only(
-    where: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weighed, original = [], loop.Loop._is_new
-
-    def is_new(own: loop.Loop, params: Any) -> bool:
-        weighed.append(params["family"])
-        return original(own, params)
-
-    monkeypatch.setattr(loop.Loop, "_is_new", is_new)
-
-    def broken(self: Halved, *_: Any) -> Any:
-        raise error(f"no {where} today")
-
-    ss.register("test_unasked")(type("Unasked", (Halved,), {where: broken, "__module__": __name__}))
-    study = new(tmp_path, families=("ridge", "test_unasked"), seeds=2)
-    assert study.run(30) == "done"
-    assert "test_unasked" in weighed  # the sampler has asked it as well
-    failed = [o for _, o in outcomes(study) if o.state == "failed"]
-    assert failed and all(f"no {where} today" in o.details["reason"] for o in failed)
-    assert any(t.state is TrialState.COMPLETE for t in study.finished())
-    assert not any(o.state == "pruned" and "today" in o.details["reason"] for _, o in outcomes(study))
-
-
-def outcomes(study: ss.Study) -> list[tuple[Any, Any]]:
-    return [outcome_of(trial) for trial in study.finished()]
-
-
-@pytest.mark.parametrize(
-    ("owner", "name"), [(proposal, "fit_student"), (Evaluator, "measure"), (loop.Space, "decode")]
-)
-def test_an_interrupt_that_a_library_made_an_error_of_is_still_one(
-    owner: Any, name: str, tmp_path: Path, whole: ss.Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, calls = getattr(owner, name), [0]
-
-    def wrapping(*args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        if calls[0] != 6:
-            return original(*args, **kwargs)
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt as error:
-            raise RuntimeError("a worker went away") from error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, wrapping)
-        assert new(tmp_path).run(TOTAL) == "interrupted"
-    assert calls == [6]
-    assert new(tmp_path).run(TOTAL) == "done"
-    assert table(new(tmp_path)) == table(whole)
 
 
 def test_families_left_out_are_said_and_do_not_depend_on_what_was_tried(
@@ -680,14 +326,3 @@ def test_a_study_opens_from_its_file_or_its_directory(tmp_path: Path) -> None:
         ss.Study.open(directory, directory=tmp_path)
     with pytest.raises(ss.TaskError, match="SEARCH must be"):
         ss.Study.open(tasks.study_file(tmp_path / "other.py", "mlp", "SEARCH = 3"))
-
-
-def test_members_of_a_study_of_an_older_version_are_refused_as_such(tmp_path: Path) -> None:
-    study = new(tmp_path)
-    study.run(2)
-    made = dict(study.optuna.user_attrs["fingerprint"])
-    del made["format"]
-    study.optuna.set_user_attr("fingerprint", {**made, "teacher": "another hash"})
-    for refused in (lambda: new(tmp_path).run(3), lambda: new(tmp_path).front()[0].load()):
-        with pytest.raises(ss.StudyError, match="was made by an older version of spansearch"):
-            refused()

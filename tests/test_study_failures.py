@@ -1,0 +1,222 @@
+"""What goes wrong with one proposal stays with it; what concerns the whole study stops it."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tasks
+import torch
+from optuna.trial import TrialState
+from study_runs import TOTAL, new, outcomes, table
+from torch import nn
+
+import spansearch as ss
+from spansearch import loop, proposal
+from spansearch.evaluate import Evaluator
+from spansearch.loop import FailedStudyError
+from spansearch.trials import outcome_of
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+class Trouble:
+    """A score that fails on every spliced model, or on some."""
+
+    def __init__(self, *which: int, error: Callable[[], Exception]) -> None:
+        self.which, self.error, self.calls = which, error, 0
+
+    def __call__(self, model: nn.Module, batches: Any) -> float:
+        self.calls += 1
+        if self.calls > 1 and (not self.which or self.calls in self.which):
+            raise self.error()
+        return tasks.accuracy(model, batches)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("odd"), KeyError("odd"), RuntimeError("odd"), MemoryError("odd")]
+)
+def test_one_failing_proposal_fails_alone(error: Exception, tmp_path: Path) -> None:
+    task = tasks.make(score=Trouble(3, 5, error=lambda: error))
+    study = ss.Study(task, directory=tmp_path, search=tasks.quick(families=("ridge", "lowrank")))
+    assert study.run(8) == "done"
+    failed = [t for t in study.finished() if t.state is TrialState.FAIL]
+    assert len(failed) == 2 and len(study.finished()) == 8
+    for trial in failed:
+        details = trial.user_attrs["details"]
+        assert type(error).__name__ in details["reason"] and "odd" in details["reason"]
+        assert details["seconds"]["fitting"] > 0 and trial.user_attrs["recipe"]
+    summary = study.front().summary
+    assert summary["trials"]["failed"] == 2 and summary["trials"]["complete"] >= 3
+
+
+def test_a_score_that_is_not_finite_fails_its_trial(tmp_path: Path) -> None:
+    scores = iter([0.9, 0.8, float("nan"), 0.7])
+    task = tasks.make(score=lambda model, batches: next(scores))
+    study = ss.Study(task, directory=tmp_path, search=tasks.quick(families=("lowrank",)))
+    study.run(3)
+    assert [t.state.name for t in study.finished()] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert "finite" in study.finished()[1].user_attrs["details"]["reason"]
+
+
+def test_ten_alike_stop_with_a_diagnosis_and_nothing_is_lost(tmp_path: Path) -> None:
+    calls = iter(range(10_000))
+    task = tasks.make(score=Trouble(error=lambda: ValueError(f"no GPU {next(calls)} left")))
+    study = ss.Study(task, directory=tmp_path, search=tasks.quick(families=("lowrank", "mlp"), seeds=6))
+    with pytest.raises(FailedStudyError, match=r"10 fits in a row failed alike.*no GPU \d+ left"):
+        study.run(60)
+    states = [t.state for t in study.finished()]
+    assert states.count(TrialState.FAIL) == 10 and TrialState.COMPLETE not in states
+    healthy = ss.Study(
+        tasks.make(), directory=tmp_path, search=tasks.quick(families=("lowrank", "mlp"), seeds=6)
+    )
+    assert healthy.run(len(states) + 4) == "done"
+    assert [t.state for t in healthy.finished()][: len(states)] == states
+
+
+def test_failures_of_different_kinds_do_not_stop_it(tmp_path: Path) -> None:
+    kinds = iter([ValueError, KeyError] * 50)
+    task = tasks.make(score=Trouble(error=lambda: next(kinds)("x")))
+    study = ss.Study(task, directory=tmp_path, search=tasks.quick(families=("lowrank",), seeds=20))
+    assert study.run(14) == "done"
+    assert len([t for t in study.finished() if t.state is TrialState.FAIL]) >= 10
+
+
+def test_a_full_disk_stops_the_study_and_the_same_run_continues(
+    tmp_path: Path, whole: ss.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+    import os
+
+    calls, original = [0], os.replace
+
+    def full(*args: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(ss.StudyError, match=r"Cannot write .*No space left.*continues"):
+            new(tmp_path).run(TOTAL)
+    finished = new(tmp_path).finished()
+    assert all(t.state is not TrialState.FAIL for t in finished) and len(finished) >= 3
+    assert new(tmp_path).run(TOTAL) == "done"
+    assert table(new(tmp_path)) == table(whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class Halved:
+    gradient: bool = True
+    sized: bool = True
+
+    def refuses(self, span: ss.Span) -> str | None:
+        return None if len(span.start.shape) == len(span.stop.shape) == 1 else "vectors only"
+
+    def size(self, span: ss.Span, width: float) -> int:
+        return max(1, round(width * span.start.shape[0] / 2))
+
+    def build(self, span: ss.Span, size: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(span.start.shape[0], size), nn.GELU(), nn.Linear(size, span.stop.shape[0])
+        )
+
+    def solve(self, span: ss.Span, size: int, path: Any) -> nn.Module:
+        return self.build(span, size)
+
+
+def test_a_family_of_the_users(tmp_path: Path) -> None:
+    ss.register("test_halved")(Halved)
+    study = new(tmp_path, families=("ridge", "test_halved"))
+    assert study.run(12) == "done"
+    mine = [o for s, o in map(outcome_of, study.finished()) if s and s.family == "test_halved" and o.measures]
+    assert mine and all(o.details["fit"]["steps"] > 0 for o in mine)
+
+
+def test_a_family_that_breaks_fails_its_trials_only(tmp_path: Path) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Broken(Halved):
+        def solve(self, span: ss.Span, size: int, path: Any) -> nn.Module:
+            raise IndexError("broken family")
+
+        def build(self, span: ss.Span, size: int) -> nn.Module:
+            if size == 1:
+                raise TypeError("cannot be that small")
+            return super().build(span, size)
+
+    ss.register("test_broken")(Broken)
+    study = new(tmp_path, families=("lowrank", "test_broken"), seeds=2)
+    assert study.run(16) == "done"
+    reasons = [o.details["reason"] for _, o in map(outcome_of, study.finished()) if o.state == "failed"]
+    assert reasons and all("broken family" in r or "that small" in r for r in reasons)
+    assert any(t.state is TrialState.COMPLETE for t in study.finished())
+
+
+def test_a_model_whose_spans_are_all_refused_by_replay_is_said_to_have_none(tmp_path: Path) -> None:
+    class Bypassed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tasks.teacher("mlp")
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+            return self.inner(x) + (x if y is None else y).detach().mean(1, keepdim=True) * 0.5
+
+    task = tasks.make(
+        teacher=lambda: Bypassed().eval(), forward=lambda model, batch: model(batch[0], 1 * batch[0])
+    )
+    study = ss.Study(task, directory=tmp_path, search=tasks.quick())
+    with pytest.raises(ss.SpanError, match=r"no legal span to replace: all .* were refused by replay"):
+        study.run(3)
+
+
+@pytest.mark.parametrize("where", ["refuses", "size"])
+@pytest.mark.parametrize("error", [IndexError, ValueError, ss.FamilyError])
+def test_a_family_that_breaks_when_it_is_asked_fails_its_trials_only(
+    where: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighed, original = [], loop.Loop._is_new
+
+    def is_new(own: loop.Loop, params: Any) -> bool:
+        weighed.append(params["family"])
+        return original(own, params)
+
+    monkeypatch.setattr(loop.Loop, "_is_new", is_new)
+
+    def broken(self: Halved, *_: Any) -> Any:
+        raise error(f"no {where} today")
+
+    ss.register("test_unasked")(type("Unasked", (Halved,), {where: broken, "__module__": __name__}))
+    study = new(tmp_path, families=("ridge", "test_unasked"), seeds=2)
+    assert study.run(30) == "done"
+    assert "test_unasked" in weighed  # the sampler has asked it as well
+    failed = [o for _, o in outcomes(study) if o.state == "failed"]
+    assert failed and all(f"no {where} today" in o.details["reason"] for o in failed)
+    assert any(t.state is TrialState.COMPLETE for t in study.finished())
+    assert not any(o.state == "pruned" and "today" in o.details["reason"] for _, o in outcomes(study))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(proposal, "fit_student"), (Evaluator, "measure"), (loop.Space, "decode")]
+)
+def test_an_interrupt_that_a_library_made_an_error_of_is_still_one(
+    owner: Any, name: str, tmp_path: Path, whole: ss.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = getattr(owner, name), [0]
+
+    def wrapping(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] != 6:
+            return original(*args, **kwargs)
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("a worker went away") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, wrapping)
+        assert new(tmp_path).run(TOTAL) == "interrupted"
+    assert calls == [6]
+    assert new(tmp_path).run(TOTAL) == "done"
+    assert table(new(tmp_path)) == table(whole)
