@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -166,24 +167,13 @@ class Proposals:
         return Outcome("complete", measures, details)
 
     def _fit(self, one: Splice, span: Span) -> Any:
-        data, seed = self.bench.data(span), self.seed_of(one)
+        evidence, seed, fit = self.bench.evidence, self.seed_of(one), self.settings.fit
 
         def rate(start: Callable[[], nn.Module]) -> float:
-            return self.rates.get(
-                one.family, span, one.init, lambda: find_rate(start, data, self.settings.fit, seed)
-            )
+            test = partial(find_rate, start, evidence.data(span), fit, seed)
+            return self.rates.get(one.family, span, one.init, test)
 
-        return fit_student(
-            one.family,
-            span,
-            one.size,
-            one.init,
-            data,
-            self.bench.screening.path,
-            self.settings.fit,
-            rate,
-            seed,
-        )
+        return fit_student(one.family, span, one.size, one.init, evidence, fit, rate, seed)
 
     def _linear_divergence(self, span: Span) -> float | None:
         """Divergence of the span's best linear student, spliced; None where it has none."""

@@ -5,32 +5,20 @@ from __future__ import annotations
 import math
 import mmap
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO
 
 import torch
 from torch import Tensor, nn
 
-from spansearch.batches import batch_size, cloned
-from spansearch.cost import countable
+from spansearch.calibration import PARTS, Calibration, Part, Track, untracked
 from spansearch.errors import DataError, SaveError
 from spansearch.spans import CutPoint, copy_model
 from spansearch.spans.taps import Tap, tapped
 from spansearch.task import Task
-
-Part = Literal["fit", "held_out"]
-PARTS: tuple[Part, ...] = ("fit", "held_out")
-
-Track = Callable[[Iterable[Any], str], Iterable[Any]]
-"""Wraps an iteration to show progress: ``track(iterable, description)``."""
-
-
-def untracked(iterable: Iterable[Any], description: str) -> Iterable[Any]:
-    """Shows nothing."""
-    return iterable
 
 
 @dataclass(frozen=True)
@@ -81,8 +69,6 @@ def record(
 ) -> Recording:
     """Run the teacher over the calibration batches once and keep its activations at the cut points.
 
-    Which examples are held out follows from ``seed`` and their order alone, not from how they are batched.
-
     Args:
         task: says what a calibration batch is and how it goes to the model.
         teacher: the model the cut points were found in; a copy of it runs, in eval mode, on ``device``.
@@ -91,7 +77,7 @@ def record(
             They have no names and vanish with the process, however it ends.
         memory_budget: bytes of activations kept in memory; the largest cut points move to disk first.
         dtype: in which activations are stored: float32, or float16 or bfloat16 for half the memory.
-        held_out: share of the examples, drawn by ``seed``, kept apart from fitting.
+        held_out, seed, device: as in Calibration.
         track: shows progress.
 
     Raises:
@@ -104,25 +90,23 @@ def record(
         (point.name, part): _Column(point.name, point.shape, dtype) for point in points for part in PARTS
     }
     masks: dict[Part, list[Tensor | int]] = {part: [] for part in PARTS}
-    draw = torch.Generator().manual_seed(seed)
     model = copy_model(teacher).eval()
     taps = {point.name: Tap(point) for point in points}
+    calibration = Calibration(task, held_out, seed, device)
     with ExitStack() as stack:
         for column in columns.values():
             stack.callback(column.close)
-        for context in (torch.no_grad(), countable(), tapped(model, taps.values())):
-            stack.enter_context(context)
-        for number, batch in enumerate(track(task.batches("calibration", device), "recording activations")):
-            positions = task.positions(batch)  # first, as the model may work in place
-            held = torch.rand(batch_size(batch), generator=draw) < held_out
-            task.output(model, cloned(batch), f"calibration batch {number}")
+        stack.enter_context(tapped(model, taps.values()))
+        for ran in calibration.run(model, track=track, description="recording activations"):
             for name, tap in taps.items():
-                value = _checked(tap, name, number, len(held))
+                value = _checked(tap, name, ran.number, len(ran.held))
                 tap.rewind()
-                for part, select in zip(PARTS, (~held, held), strict=True):
-                    columns[name, part].append(value[select.to(value.device)], number)
-            for part, select in zip(PARTS, (~held, held), strict=True):
-                masks[part].append(int(select.sum()) if positions is None else positions.cpu()[select])
+                for part in PARTS:
+                    columns[name, part].append(value[ran.part(part).to(value.device)], ran.number)
+            for part in PARTS:
+                select = ran.part(part)
+                mask = ran.positions
+                masks[part].append(int(select.sum()) if mask is None else mask.cpu()[select])
             _spill(list(columns.values()), memory_budget, directory)
         for part in PARTS:
             examples = sum(mask if isinstance(mask, int) else len(mask) for mask in masks[part])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from spansearch.calibration import PARTS, Part, Track, untracked
 from spansearch.linear_maps import LinearMap, linear_map
 from spansearch.moments import Decomposition, Moments
-from spansearch.record import PARTS, Part, Recording, Track, untracked
+from spansearch.record import Recording
 from spansearch.ridge import RidgePath, solve_span
 from spansearch.spans import CutPoint, Span
 
@@ -88,10 +89,6 @@ def _map_or_none(span: Span, kernel: int) -> LinearMap | None:
 def span_map(span: Span, kernel: int = 3) -> LinearMap:
     """How a linear student of a span reads its input; ValueError with the reason where there is none."""
     return linear_map(span.start.shape, span.start.layout, span.stop.shape, span.stop.layout, kernel)
-
-
-PathOf = Callable[[Span, int], RidgePath]
-"""``path(span, kernel)``: what families get their warm starts from."""
 
 
 def summary(paths: dict[Span, RidgePath]) -> list[tuple[Span, float, float | None]]:

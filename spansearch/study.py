@@ -13,11 +13,11 @@ from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
+from spansearch.calibration import Track, untracked
 from spansearch.errors import StudyError, TaskError, unsaved
 from spansearch.loop import Loop, OnTrial
 from spansearch.proposal import Outcome, rebuild
 from spansearch.recipe import Splice
-from spansearch.record import Track, untracked
 from spansearch.results import Front, StoredTrial, members_of, scores_on_test, select, summarise
 from spansearch.search import Search, Space
 from spansearch.spans import Spans

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from spansearch.batches import Batch, arguments, cloned, hash_of, head
+from spansearch.calibration import Calibration, Track, untracked
 from spansearch.errors import SpanError, TaskError
 from spansearch.evaluate import Evaluator
-from spansearch.fit import FitData
-from spansearch.record import PARTS, Recording, Track, record, untracked
+from spansearch.evidence import Evidence
+from spansearch.record import Recording, record
 from spansearch.screen import Screening
 from spansearch.spans import Span, Spans, Verifier, find_spans
 from spansearch.spans.structure import flatten
@@ -177,12 +178,11 @@ class Workbench:
         on_gpu = self.device.type == "cuda"  # moments are float64, which other accelerators do not know
         return Screening(self.recording, self.spans.spans, self.device if on_gpu else "cpu")
 
-    def data(self, span: Span) -> FitData:
-        """The recorded inputs and outputs of a span."""
-        x, y = self.recording.pair(span.start.name, span.stop.name, "fit")
-        x_held, y_held = self.recording.pair(span.start.name, span.stop.name, "held_out")
-        keep, keep_held = (self.recording.positions(span.stop, part) for part in PARTS)
-        return FitData(x, y, x_held, y_held, keep, keep_held, self.device)
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What students are solved from."""
+        calibration = Calibration(self.task, self.settings.held_out, self.settings.seed, self.device)
+        return Evidence(self.teacher, self.screening, calibration)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spansearch.calibration import PARTS
 from spansearch.errors import DataError, StudyError, TaskError
-from spansearch.record import PARTS, Recording, record
+from spansearch.record import Recording, record
 from spansearch.spans import CutPoint, find_spans
 from spansearch.task import Task
 

@@ -13,10 +13,11 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from spansearch import screen
+from spansearch.calibration import PARTS
 from spansearch.errors import DataError
 from spansearch.fit import FitData, held_out_error
 from spansearch.moments import Moments
-from spansearch.record import PARTS, Recording, record
+from spansearch.record import Recording, record
 from spansearch.ridge import fit_ridge
 from spansearch.screen import Screening, span_map, summary
 from spansearch.spans import Spans, find_spans

@@ -123,7 +123,7 @@ class Halved:
             nn.Linear(span.start.shape[0], size), nn.GELU(), nn.Linear(size, span.stop.shape[0])
         )
 
-    def solve(self, span: ss.Span, size: int, path: Any) -> nn.Module:
+    def solve(self, span: ss.Span, size: int, evidence: Any) -> nn.Module:
         return self.build(span, size)
 
 
@@ -138,7 +138,7 @@ def test_a_family_of_the_users(tmp_path: Path) -> None:
 def test_a_family_that_breaks_fails_its_trials_only(tmp_path: Path) -> None:
     @dataclasses.dataclass(frozen=True)
     class Broken(Halved):
-        def solve(self, span: ss.Span, size: int, path: Any) -> nn.Module:
+        def solve(self, span: ss.Span, size: int, evidence: Any) -> nn.Module:
             raise IndexError("broken family")
 
         def build(self, span: ss.Span, size: int) -> nn.Module:

@@ -66,7 +66,7 @@ def test_spans_are_found_and_verified_through_forward(tmp_path):
     bench = _bench(tmp_path, resolution=0.001)
     span = bench.spans["input", "down"]
     assert bench.refusal(span) is None and bench.refusal(span) is None
-    data = bench.data(span)
+    data = bench.evidence.data(span)
     assert data.x.shape[1:] == (5, 4) and data.keep.shape[1:] == (5,)
     assert bench.validation.divergence_kind == "kl"
     path = bench.screening.path(span)
@@ -77,7 +77,10 @@ def test_spans_are_found_and_verified_through_forward(tmp_path):
 def test_masks_go_where_tokens_come_out(tmp_path):
     bench = _bench(tmp_path)
     keep = torch.cat([batch["keep"] for batch in _batches()])
-    tokens, vector = bench.data(bench.spans["input", "down"]), bench.data(bench.spans["down", "head"])
+    tokens, vector = (
+        bench.evidence.data(bench.spans["input", "down"]),
+        bench.evidence.data(bench.spans["down", "head"]),
+    )
     assert int(torch.cat([tokens.keep, tokens.keep_held]).sum()) == int(keep.sum())
     assert vector.keep is None and vector.keep_held is None and vector.y.ndim == 2
 

@@ -15,9 +15,9 @@ from torch import nn
 
 from spansearch.cost import Cost, announce
 from spansearch.errors import FamilyError
-from spansearch.fit import FitData, FitReport, FitSettings, fit_by_gradient, held_out_error
+from spansearch.evidence import Evidence
+from spansearch.fit import FitReport, FitSettings, fit_by_gradient, held_out_error
 from spansearch.readout import solve_last_layer
-from spansearch.screen import PathOf
 from spansearch.spans import Span
 
 Init = Literal["warm", "scratch"]
@@ -43,7 +43,7 @@ class Family(Protocol):
     def build(self, span: Span, size: int) -> nn.Module:
         """A student with freshly initialised weights; built on the meta device it tells its cost."""
 
-    def solve(self, span: Span, size: int, path: PathOf) -> nn.Module:
+    def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
         """The closed form, or the warm start of a gradient fit; same modules and parameters as ``build``."""
 
 
@@ -140,8 +140,7 @@ def fit_student(
     span: Span,
     size: int,
     init: Init,
-    data: FitData,
-    path: PathOf,
+    evidence: Evidence,
     settings: FitSettings,
     rate: Callable[[Callable[[], nn.Module]], float],
     seed: int,
@@ -150,24 +149,23 @@ def fit_student(
 
     Args:
         name, span, size, init: which student.
-        data: the span's recorded inputs and outputs.
-        path: ridge solutions of spans, for the closed form and the warm start.
+        evidence: what it is solved from and fitted to.
         settings: of the gradient fit.
         rate: given a function that builds the start, the learning rate to use (known or by range test).
         seed: every random choice of this fit follows from it; global random state is restored.
 
     Returns:
-        Fitted, its student on ``data.device`` in eval mode, in the dtype of the span's stop.
+        Fitted, its student on ``evidence.device`` in eval mode, in the dtype of the span's stop.
     """
     kind = family(name)
     started = time.perf_counter()
-    device = torch.device(data.device)
+    device, data = torch.device(evidence.device), evidence.data(span)
 
     def start() -> nn.Module:
         torch.manual_seed(seed)
         with torch.device("cpu"):  # the same random numbers whatever the device
             scratch = kind.gradient and init == "scratch"
-            return kind.build(span, size) if scratch else kind.solve(span, size, path)
+            return kind.build(span, size) if scratch else kind.solve(span, size, evidence)
 
     report = None
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spansearch.evidence import Evidence
 from spansearch.linear_maps import LinearMap
 from spansearch.ridge import RidgePath
-from spansearch.screen import PathOf, span_map
+from spansearch.screen import span_map
 from spansearch.spans import Span
 from spansearch.students.base import check_width, register
 from spansearch.students.bottleneck import hidden_units, set_slopes, warm_factors
@@ -45,13 +46,13 @@ class Conv:
         return self._layers(span_map(span, self.kernel), size)
 
     @torch.no_grad()
-    def solve(self, span: Span, size: int, path: PathOf) -> nn.Module:
+    def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
         linear = span_map(span, self.kernel)
         student = self._layers(linear, size)
         first = next(m for m in student if isinstance(m, nn.Conv2d))
         last = student[-1] if linear.kind == "map" else next(m for m in student if isinstance(m, nn.Linear))
         set_slopes(next(m for m in student if isinstance(m, nn.PReLU)), 1.0)
-        ridge = path(span, self.kernel)
+        ridge = evidence.ridge(span, self.kernel)
         down, up, bias = (_by_cells if linear.grid > 1 else warm_factors)(ridge, size)
         assert isinstance(last, nn.Conv2d | nn.Linear) and last.bias is not None and first.bias is not None
         first.bias.zero_()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from spansearch.screen import PathOf
+from spansearch.evidence import Evidence
 from spansearch.spans import Span
 from spansearch.students.base import register
 
@@ -40,5 +40,5 @@ class Identity:
                 return nn.AvgPool2d((shrink[0], shrink[1]))
         raise ValueError(f"identity cannot turn shape {start.shape} into {stop.shape}")
 
-    def solve(self, span: Span, size: int, path: PathOf) -> nn.Module:
+    def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
         return self.build(span, size)

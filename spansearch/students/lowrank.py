@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from spansearch.screen import PathOf, span_map
+from spansearch.evidence import Evidence
+from spansearch.screen import span_map
 from spansearch.spans import Span
 from spansearch.students.base import check_width, register
 
@@ -35,5 +36,5 @@ class LowRank:
         down, up = torch.zeros(size, linear.d_in), torch.zeros(linear.d_out, size)
         return linear.low_rank_module(down, up, torch.zeros(linear.d_out))
 
-    def solve(self, span: Span, size: int, path: PathOf) -> nn.Module:
-        return path(span, self.kernel).low_rank_module(size)
+    def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
+        return evidence.ridge(span, self.kernel).low_rank_module(size)

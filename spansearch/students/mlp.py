@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from spansearch.evidence import Evidence
 from spansearch.linear_maps import LinearMap
-from spansearch.screen import PathOf, span_map
+from spansearch.screen import span_map
 from spansearch.spans import Span
 from spansearch.students.base import check_width, register
 from spansearch.students.bottleneck import LastDimPReLU, hidden_units, set_slopes, warm_factors
@@ -43,8 +44,8 @@ class MLP:
             nn.init.kaiming_uniform_(weight, a=5**0.5)
         return self._assemble(linear, down, up, torch.zeros(linear.d_out))
 
-    def solve(self, span: Span, size: int, path: PathOf) -> nn.Module:
-        student = self._assemble(span_map(span, 1), *warm_factors(path(span, 1), size))
+    def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
+        student = self._assemble(span_map(span, 1), *warm_factors(evidence.ridge(span, 1), size))
         set_slopes(next(m for m in student.modules() if isinstance(m, nn.PReLU | LastDimPReLU)), 1.0)
         return student
 

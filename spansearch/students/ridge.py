@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from spansearch.screen import PathOf, span_map
+from spansearch.evidence import Evidence
+from spansearch.screen import span_map
 from spansearch.spans import Span
 from spansearch.students.base import register
 
@@ -33,5 +34,5 @@ class Ridge:
         linear = span_map(span, self.kernel)
         return linear.module(torch.zeros(linear.d_out, linear.d_in), torch.zeros(linear.d_out))
 
-    def solve(self, span: Span, size: int, path: PathOf) -> nn.Module:
-        return path(span, self.kernel).module()
+    def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
+        return evidence.ridge(span, self.kernel).module()

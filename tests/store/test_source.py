@@ -95,7 +95,7 @@ class Own:
     def refuses(self, span): return None
     def size(self, span, width): return 0
     def build(self, span, size): raise NotImplementedError
-    def solve(self, span, size, path): raise NotImplementedError
+    def solve(self, span, size, evidence): raise NotImplementedError
 SEARCH = Own()
 """
 
@@ -182,7 +182,7 @@ class Beside:
     def build(self, span, size):
         import students_beside
         return students_beside.layers(span.start.shape[0], size, span.stop.shape[0])
-    def solve(self, span, size, path):
+    def solve(self, span, size, evidence):
         return self.build(span, size)
 """
 

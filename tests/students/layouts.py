@@ -9,6 +9,8 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor, nn
 
+from spansearch.calibration import Calibration
+from spansearch.evidence import Evidence
 from spansearch.fit import FitData, FitSettings
 from spansearch.record import Recording, record
 from spansearch.screen import Screening
@@ -95,6 +97,7 @@ class Case:
     """A span of a teacher with what was recorded of it."""
 
     teacher: nn.Module
+    task: Task
     span: Span
     recording: Recording
     x: Tensor
@@ -104,10 +107,12 @@ class Case:
         return Screening(self.recording, [self.span])
 
     @cached_property
+    def evidence(self) -> Evidence:
+        return Evidence(self.teacher, self.screening, Calibration(self.task))
+
+    @cached_property
     def data(self) -> FitData:
-        ends = self.span.start.name, self.span.stop.name
-        pairs = [self.recording.pair(*ends, part) for part in ("fit", "held_out")]
-        return FitData(*pairs[0], *pairs[1])
+        return self.evidence.data(self.span)
 
 
 @cache
@@ -127,4 +132,4 @@ def case(name: str) -> Case:
         score=lambda model, batches: 0.0,
     )
     span = find_spans(teacher, x[:3])["stem", "body"]
-    return Case(teacher, span, record(task, teacher, [span.start, span.stop]), x)
+    return Case(teacher, task, span, record(task, teacher, [span.start, span.stop]), x)

@@ -59,7 +59,7 @@ def _fit_anew(name: str, layout: str, init: str = "warm") -> Fitted:
         return find_rate(start, at.data, QUICK, seed=3)
 
     size = _size(name, at)
-    return fit_student(name, at.span, size, init, at.data, at.screening.path, QUICK, rate, seed=3)
+    return fit_student(name, at.span, size, init, at.evidence, QUICK, rate, seed=3)
 
 
 _fit = cache(_fit_anew)  # nobody changes what it returns

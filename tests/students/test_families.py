@@ -21,7 +21,7 @@ def _solved(name: str, layout: str, size: int) -> nn.Module:
     at = case(layout)
     with torch.random.fork_rng([]), torch.no_grad():
         torch.manual_seed(5)
-        return family(name).solve(at.span, size, at.screening.path).eval()
+        return family(name).solve(at.span, size, at.evidence).eval()
 
 
 def _close(student: nn.Module, expected: nn.Module, layout: str) -> None:
@@ -139,17 +139,7 @@ def test_prelu_of_the_last_dimension():
 def test_a_student_has_the_dtype_of_its_span():
     at = case("vector")
     half = replace(at.span, stop=replace(at.span.stop, dtype=torch.float64))
-    fitted = fit_student(
-        "ridge",
-        half,
-        0,
-        "warm",
-        at.data,
-        lambda span, kernel: at.screening.path(at.span),
-        QUICK,
-        lambda s: 1e-2,
-        0,
-    )
+    fitted = fit_student("ridge", half, 0, "warm", at.evidence, QUICK, lambda start: 1e-2, 0)
     assert {p.dtype for p in fitted.student.parameters()} == {torch.float64}
 
 
@@ -188,7 +178,7 @@ class Twice:
         first, last = nn.Linear(span.start.shape[0], size), nn.Linear(size, span.stop.shape[0])
         return nn.Sequential(first, nn.ReLU(inplace=True), nn.Dropout(0.1), last)
 
-    def solve(self, span, size, path):
+    def solve(self, span, size, evidence):
         return self.build(span, size)
 
 
@@ -215,7 +205,7 @@ def test_a_family_of_a_study_file_is_one_of_ours(registry, tmp_path):
     assert own.refuses(case("map").span) == "vectors only" and own.size(at.span, 0.5) == 6
     assert student_cost("twice", at.span, 6).flops == 2 * (6 * 6 + 6 * 6)
     fitted = [
-        fit_student("twice", at.span, 6, "scratch", at.data, at.screening.path, QUICK, lambda start: 1e-2, 3)
+        fit_student("twice", at.span, 6, "scratch", at.evidence, QUICK, lambda start: 1e-2, 3)
         for _ in range(2)
     ]
     assert fitted[0].held_out_error == fitted[1].held_out_error  # dropout draws from the fit's seed

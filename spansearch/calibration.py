@@ -1,0 +1,80 @@
+"""The calibration examples, which of them are held out, and passes of models over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from spansearch.batches import batch_size, cloned
+from spansearch.cost import countable
+from spansearch.task import Task
+
+Part = Literal["fit", "held_out"]
+PARTS: tuple[Part, ...] = ("fit", "held_out")
+
+Track = Callable[[Iterable[Any], str], Iterable[Any]]
+"""Wraps an iteration to show progress: ``track(iterable, description)``."""
+
+
+def untracked(iterable: Iterable[Any], description: str) -> Iterable[Any]:
+    """Shows nothing."""
+    return iterable
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A calibration batch that models have just run on.
+
+    Attributes:
+        number: of the batch, from 0.
+        held: bool (n,), its examples that are held out from fitting; on the CPU.
+        positions: bool (n, T) of the positions that count, on the batch's device, or None where all do.
+    """
+
+    number: int
+    held: Tensor
+    positions: Tensor | None
+
+    def part(self, part: Part) -> Tensor:
+        """Bool (n,): the examples of a part."""
+        return self.held if part == "held_out" else ~self.held
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The calibration examples of a task.
+
+    Which of them are held out follows from the seed and their order alone, not from how they are batched.
+
+    Attributes:
+        task: says what a calibration batch is and how it goes to a model.
+        held_out: share of the examples kept apart from fitting.
+        seed: draws them.
+        device: where batches go.
+    """
+
+    task: Task
+    held_out: float = 0.25
+    seed: int = 0
+    device: torch.device | str = "cpu"
+
+    def run(
+        self, *models: nn.Module, track: Track = untracked, description: str = "calibration"
+    ) -> Iterator[Ran]:
+        """Run models on every batch, each on a copy of it, without gradients; hooks on them see the rest.
+
+        Raises:
+            TaskError: no batches, or one that does not fit a model.
+        """
+        draw = torch.Generator().manual_seed(self.seed)
+        for number, batch in enumerate(track(self.task.batches("calibration", self.device), description)):
+            positions = self.task.positions(batch)  # first, as a model may work in place
+            held = torch.rand(batch_size(batch), generator=draw) < self.held_out
+            for model in models:
+                with torch.no_grad(), countable():
+                    self.task.output(model, cloned(batch), f"calibration batch {number}")
+            yield Ran(number, held, positions)
