@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from spansearch.calibration import PARTS, Calibration
-from spansearch.fit import FitData
+from spansearch.fit import FitData, held_out_error
+from spansearch.layer_moments import Pair, layer_moments
 from spansearch.ridge import RidgePath
 from spansearch.screen import Screening
-from spansearch.spans import Span
+from spansearch.spans import InPlace, Span, splice
+from spansearch.spans.taps import Tap, tapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,8 @@ class Evidence:
     screening: Screening
     calibration: Calibration
 
+    _layers: dict[str, Pair] = field(default_factory=dict, repr=False)
+
     @property
     def device(self) -> torch.device | str:
         """Where fitting takes place."""
@@ -40,6 +45,31 @@ class Evidence:
             ValueError: no linear map joins the two activations; says why.
         """
         return self.screening.path(span, kernel)
+
+    def layer(self, path: str) -> Pair:
+        """Moments of what a layer of the teacher reads and returns, gathered when first asked for."""
+        if path not in self._layers:
+            self._layers[path] = layer_moments(self.calibration, self.teacher, path, self.teacher)
+        return self._layers[path]
+
+    def held_out_error(self, student: nn.Module, span: Span) -> float:
+        """A student's squared error at the span's stop on the held-out examples, relative to predicting the
+        fit part's mean; NaN where the spliced model does not come by the stop."""
+        data = self.data(span)
+        if not isinstance(student, InPlace):
+            return held_out_error(student, data)
+        model, tap = splice(self.teacher, {span: student}).eval(), Tap(span.stop)
+        total, seen = 0.0, 0
+        with tapped(model, [tap]):
+            for ran in self.calibration.run(model):
+                value, count = tap.value, int(ran.held.sum())
+                tap.rewind()
+                if value is None:
+                    return math.nan
+                some = slice(seen, seen + count)
+                total += data.held_out_total(value[ran.held.to(value.device)], some)
+                seen += count
+        return total / data.held_out_spread
 
     def data(self, span: Span) -> FitData:
         """What goes into a span and what comes out of it, as recorded."""

@@ -121,6 +121,11 @@ class FitData:
             x = self.x_held[rows].to(self.device, torch.float32, copy=True)
             yield x, self._moved(self.y_held[rows]), self._kept(self.keep_held, rows)
 
+    def held_out_total(self, made: Tensor, rows: slice) -> float:
+        """Summed squared error of outputs for some of the held-out examples, over what counts."""
+        y = self._moved(self.y_held[rows])
+        return _total((self._moved(made) - y).square(), self._kept(self.keep_held, rows))
+
     def _kept(self, keep: Tensor | None, rows: Tensor | slice) -> Tensor | None:
         return None if keep is None else keep[rows].to(self.device)
 

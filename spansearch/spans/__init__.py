@@ -3,6 +3,8 @@
 from spansearch.spans.chains import Chain, Rejected
 from spansearch.spans.copying import copy_model
 from spansearch.spans.find import Span, Spans, find_spans
+from spansearch.spans.hidden import Hidden
+from spansearch.spans.inplace import InPlace
 from spansearch.spans.points import CutPoint, Layout
 from spansearch.spans.splice import overlap, splice
 from spansearch.spans.verify import Verifier, verify
@@ -10,6 +12,8 @@ from spansearch.spans.verify import Verifier, verify
 __all__ = [
     "Chain",
     "CutPoint",
+    "Hidden",
+    "InPlace",
     "Layout",
     "Rejected",
     "Span",

@@ -12,6 +12,7 @@ from torch import nn
 from spansearch.errors import SpanError
 from spansearch.spans.chains import Chain, Rejected, find_chains, legal_in_both, why_not
 from spansearch.spans.graph import Trace
+from spansearch.spans.hidden import Hidden, hidden_features
 from spansearch.spans.plan import Plan, make_plan
 from spansearch.spans.points import CutPoint, cut_points
 from spansearch.spans.trace import trace
@@ -27,6 +28,7 @@ class Span:
         flops: of what a splice removes, for one example.
         modules: paths of the module calls that a student replaces.
         anchor: of a nested span the nearest cut point of the whole network at or in front of its start.
+        found: what it was found with.
     """
 
     start: CutPoint
@@ -35,6 +37,10 @@ class Span:
     flops: int = field(compare=False)
     plan: Plan = field(compare=False, repr=False)
     anchor: CutPoint | None = field(default=None, compare=False, repr=False)
+    found: Spans | None = field(default=None, compare=False, repr=False)
+
+    def __deepcopy__(self, memo: Any) -> Span:
+        return self  # nothing in it changes
 
     @property
     def name(self) -> str:
@@ -43,6 +49,17 @@ class Span:
     @property
     def modules(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(call.path for call in self.plan.calls))
+
+    @property
+    def hidden(self) -> tuple[Hidden, ...]:
+        """The hidden features that lie wholly inside, in the order in which they are read."""
+        everything = self.found.hidden if self.found is not None else ()
+        return tuple(hidden for hidden in everything if hidden.ops <= self.plan.ops)
+
+    @cached_property
+    def parts(self) -> tuple[tuple[Span, Span], ...]:
+        """The ways to cut it in two legal spans, at the cut points inside, the first point first."""
+        return self.found.halves(self) if self.found is not None else ()
 
 
 class Spans:
@@ -54,10 +71,16 @@ class Spans:
         flops: of the whole model, for one example.
         notes: what the user should know about the discovery (train mode could not be run, ...).
         uncounted: operators that read a weight matrix but whose flops no formula counts.
+        hidden: features inside the model that can go in part.
     """
 
     def __init__(
-        self, traced: Trace, chains: Sequence[Chain], rejected: Sequence[Rejected], notes: Sequence[str]
+        self,
+        traced: Trace,
+        chains: Sequence[Chain],
+        rejected: Sequence[Rejected],
+        notes: Sequence[str],
+        hidden: Sequence[Hidden] = (),
     ) -> None:
         self._trace = traced
         self.chains = tuple(chains)
@@ -65,6 +88,7 @@ class Spans:
         self.notes = tuple(notes)
         self.flops = round(traced.total_flops / traced.batch_size)
         self.uncounted = traced.uncounted
+        self.hidden = tuple(hidden)
 
     @property
     def cuts(self) -> tuple[CutPoint, ...]:
@@ -120,14 +144,28 @@ class Spans:
         """The same with the cut points ``choose(chain) -> indices`` of every chain; chains of one go."""
         chosen = ((chain, sorted(choose(chain))) for chain in self.chains)
         chains = [chain.keep(kept) for chain, kept in chosen if len(kept) > 1]
-        return Spans(self._trace, chains, self.rejected, self.notes)
+        return Spans(self._trace, chains, self.rejected, self.notes, self.hidden)
+
+    def halves(self, span: Span) -> tuple[tuple[Span, Span], ...]:
+        """The ways to cut a span in two at a cut point of its chain."""
+        ends = span.start.vertex, span.stop.vertex
+        for chain in self.chains:
+            order = [point.vertex for point in chain.points]
+            if ends[0] in order and ends[1] in order:
+                inside = chain.points[order.index(ends[0]) + 1 : order.index(ends[1])]
+                pairs = (
+                    (self._span(span.start, point, chain), self._span(point, span.stop, chain))
+                    for point in inside
+                )
+                return tuple((a, b) for a, b in pairs if a is not None and b is not None)
+        return ()
 
     def _span(self, start: CutPoint, stop: CutPoint, chain: Chain) -> Span | None:
         plan = make_plan(self._trace, start, stop)
         if start == stop or plan.obstacle is not None:
             return None
         flops = round(plan.removed_flops / self._trace.batch_size)
-        return Span(start, stop, chain.nested, flops, plan, chain.anchor)
+        return Span(start, stop, chain.nested, flops, plan, chain.anchor, self)
 
     @cached_property
     def _points(self) -> dict[int, CutPoint]:
@@ -189,7 +227,7 @@ def find_spans(model: nn.Module, *args: Any, **kwargs: Any) -> Spans:
     else:
         chains, refused = legal_in_both(chains, other, cut_points(other))
         rejected += refused
-    return Spans(traced, chains, rejected, notes)
+    return Spans(traced, chains, rejected, notes, hidden_features(traced, model, args, kwargs))
 
 
 def _thin(chain: Chain, least: float) -> list[int]:

@@ -11,6 +11,8 @@ from torch import nn
 from spansearch.errors import SpanError
 from spansearch.spans.copying import copy_model
 from spansearch.spans.find import Span
+from spansearch.spans.hidden import put
+from spansearch.spans.inplace import InPlace
 from spansearch.spans.points import Place
 from spansearch.spans.relay import CallCounter, CaptureHook, EmitHook, Relay, ResetHook
 from spansearch.spans.slots import Slot
@@ -35,9 +37,10 @@ def splice(model: M, students: Mapping[Span, nn.Module]) -> M:
         SpanError: spans overlap, the model does not have the modules of a span, or a student that an earlier
             splice put in needs one of them.
     """
-    spans = list(students)
-    _require_disjoint(spans)
+    _require_disjoint(list(students))
     copied = copy_model(model)
+    students = _put_in_place(copied, students)
+    spans = list(students)
     relays = {span: Relay(span.name, span.plan.start_shape, span.plan.stop_shape) for span in spans}
     remaining = _Remaining(spans)
     counters = _replace_calls(copied, students, relays, remaining)
@@ -52,6 +55,21 @@ def splice(model: M, students: Mapping[Span, nn.Module]) -> M:
         if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, Slot) for m in module.modules()):
             module.use_nested_tensor = False  # students take padded tensors
     return copied
+
+
+def _put_in_place(model: nn.Module, students: Mapping[Span, nn.Module]) -> dict[Span, nn.Module]:
+    """Put students made of the model's own layers where these are; returns the others, those inside them
+    included."""
+    others: dict[Span, nn.Module] = {}
+    for span, student in students.items():
+        if isinstance(student, InPlace):
+            for path in (*student.paths, *student.attributes):
+                _submodule(model, path)
+            put(model, student.replaced, student.attributes)
+            others.update(student.inner)
+        else:
+            others[span] = student
+    return others
 
 
 def overlap(first: Span, second: Span) -> bool:

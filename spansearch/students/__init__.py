@@ -1,6 +1,6 @@
 """Families of students; importing this package registers the built-in ones."""
 
-from spansearch.students import conv, identity, lowrank, mlp, ridge
+from spansearch.students import conv, identity, lowrank, mlp, ridge, thin
 from spansearch.students.base import (
     Family,
     Fitted,
@@ -30,4 +30,5 @@ __all__ = [
     "register",
     "ridge",
     "student_cost",
+    "thin",
 ]

@@ -16,7 +16,7 @@ from torch import nn
 from spansearch.cost import Cost, announce
 from spansearch.errors import FamilyError
 from spansearch.evidence import Evidence
-from spansearch.fit import FitReport, FitSettings, fit_by_gradient, held_out_error
+from spansearch.fit import FitReport, FitSettings, fit_by_gradient
 from spansearch.readout import solve_last_layer
 from spansearch.spans import Span
 
@@ -78,7 +78,7 @@ def register(name: str) -> Callable[[C], C]:
                 f"{', '.join(_PARTS)}; see spansearch.Family."
             )
         _REGISTRY[name] = made
-        student_cost.cache_clear()
+        _counted.cache_clear()
         return cls
 
     return add
@@ -108,9 +108,18 @@ def check_width(width: float) -> float:
     return number
 
 
-@lru_cache(maxsize=65536)
 def student_cost(name: str, span: Span, size: int) -> Cost:
-    """What a student will cost for one example, counted on the meta device before it exists."""
+    """What a student will cost for one example, known before it exists.
+
+    Counted on the meta device; a family whose students compute nothing outside the model has a method
+    ``cost(span, size)`` that says so.
+    """
+    own = getattr(family(name), "cost", None)
+    return own(span, size) if own is not None else _counted(name, span, size)
+
+
+@lru_cache(maxsize=65536)
+def _counted(name: str, span: Span, size: int) -> Cost:
     return announce(lambda: family(name).build(span, size), span.start.shape)
 
 
@@ -178,5 +187,5 @@ def fit_student(
             report = replace(report, held_out_error=error)
         else:
             student = start().to(device).eval()
-            error = held_out_error(student, data)
+            error = evidence.held_out_error(student, span)
     return Fitted(student.to(span.stop.dtype), error, time.perf_counter() - started, report)

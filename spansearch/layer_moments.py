@@ -1,0 +1,89 @@
+"""Moments of what a layer inside a model reads, and of what it should return: what it can be solved from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spansearch.calibration import PARTS, Calibration, Ran
+from spansearch.layers import Layer, features, is_layer, targets, weight_of
+from spansearch.linear_maps import linear_map
+from spansearch.moments import Moments
+
+BLOCK = 64 * 2**20  # bytes of features unfolded at once
+
+Pair = tuple[Moments, Moments]
+"""Of the fit and of the held-out examples; the targets are called ``y``."""
+
+
+def layer_moments(calibration: Calibration, model: nn.Module, path: str, teacher: nn.Module) -> Pair:
+    """Moments of a layer's input in a model and of what the same layer returns in the teacher.
+
+    Args:
+        model: the teacher itself, or an edited copy of it in which the layer still returns as many features.
+        path: of the layer in both; it is called once in a forward pass.
+    """
+    layer, original = model.get_submodule(path), teacher.get_submodule(path)
+    assert is_layer(layer)
+    models = (model,) if model is teacher else (model, teacher)
+    with ExitStack() as stack:
+        read, made = (_kept(stack, at) for at in (layer, original))
+        passes = ((ran, read[-1][0], made[-1][1]) for ran in calibration.run(*models))
+        return gathered(layer, passes, calibration.device)
+
+
+def gathered(layer: Layer, passes: Iterator[tuple[Ran, Tensor, Tensor]], device: torch.device | str) -> Pair:
+    """Moments of a layer from what it reads and should return, batch after batch."""
+    q, d = weight_of(layer).shape
+    maps = {"y": linear_map((d,), "vector", (q,), "vector")}
+    place = device if torch.device(device).type == "cuda" else "cpu"
+    pair = Moments(maps, device=place), Moments(maps, device=place)
+    for ran, x, y in passes:
+        for part, moments in zip(PARTS, pair, strict=True):
+            some = ran.part(part).to(x.device)
+            _add(moments, layer, x[some], y[some], _positions(ran, x, some))
+    return pair
+
+
+def restricted(moments: Moments, columns: Tensor) -> Moments:
+    """The moments of some of the features."""
+    (name, linear), *_ = moments.maps.items()
+    some = Moments(
+        {name: linear_map((len(columns),), "vector", linear.out_shape, "vector")}, device=moments.device
+    )
+    columns = columns.to(moments.device)
+    some.count, some.mean_x, some.mean_y = moments.count, moments.mean_x[columns], moments.mean_y
+    some.gram, some.cross = moments.gram[columns][:, columns], moments.cross[columns]
+    some.square = moments.square
+    return some
+
+
+def _kept(stack: ExitStack, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """A list whose last entry is what the module read and returned in the last forward pass."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def after(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        seen[:] = [(args[0].detach(), output.detach())]
+
+    stack.callback(module.register_forward_hook(after).remove)
+    return seen
+
+
+def _positions(ran: Ran, x: Tensor, some: Tensor) -> Tensor | None:
+    mask = ran.positions
+    return mask[some].reshape(-1) if mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape else None
+
+
+def _add(moments: Moments, layer: Layer, x: Tensor, y: Tensor, keep: Tensor | None) -> None:
+    if not len(x):
+        return
+    rows = targets(layer, y[:1]).shape[0]
+    step = max(1, BLOCK // max(1, 8 * rows * len(moments.mean_x)))
+    for first in range(0, len(x), step):
+        some = slice(first, first + step)
+        kept = None if keep is None else keep[first * rows : (first + step) * rows]
+        moments.add(features(layer, x[some].float()), {"y": targets(layer, y[some])}, kept)

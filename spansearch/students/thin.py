@@ -1,0 +1,140 @@
+"""thin: the span's own layers and kernel sizes with fewer hidden features, in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from spansearch.cost import Cost, parameter_count
+from spansearch.elimination import eliminate
+from spansearch.evidence import Evidence
+from spansearch.layer_moments import Pair, layer_moments, restricted
+from spansearch.layers import is_layer, set_weight, weight_of
+from spansearch.moments import Decomposition
+from spansearch.ridge import solve_span
+from spansearch.spans import Hidden, InPlace, Span, copy_model
+from spansearch.spans.hidden import put, share
+from spansearch.students.base import check_width, register
+
+PENALTY = (
+    1e-4  # of the mean eigenvalue, while features are chosen
+)
+
+
+@register("thin")
+@dataclass(frozen=True)
+class Thin:
+    """Channels, hidden units and attention heads go, those first that their reader misses least.
+
+    Which ones is decided by group backward elimination on the least-squares problem of the layer that reads
+    them; it is then solved again towards what it returns in the teacher. Layer after layer: each sees what those before it
+    produce by then. Width scales the features of every such layer.
+    """
+
+    gradient: bool = False
+    sized: bool = True
+
+    def refuses(self, span: Span) -> str | None:
+        if not _thinned(span):
+            return "no layer inside it reads features that it alone reads, so none can go"
+        return None
+
+    def size(self, span: Span, width: float) -> int:
+        return max(1, round(check_width(width) * _most(span)))
+
+    def cost(self, span: Span, size: int) -> Cost:
+        """Of the span's layers, without what goes; parameters of the layers that changed."""
+        hidden = _thinned(span)
+        with torch.device("meta"):
+            params = parameter_count(self.build(span, size))
+        return Cost(round(span.flops - share(hidden, _counts(span, size))), params)
+
+    def build(self, span: Span, size: int) -> nn.Module:
+        modules: dict[str, nn.Module] = {}
+        attributes: dict[str, dict[str, int]] = {}
+        for hidden, count in zip(_thinned(span), _counts(span, size), strict=True):
+            own = {path: modules.get(path, hidden.modules[path]) for path in hidden.paths}
+            modules.update(hidden.narrowed(own, torch.arange(count)))
+            _note(attributes, hidden, count)
+        device = torch.empty(0).device
+        for module in modules.values():
+            _fresh(module, device)
+        return InPlace(modules, attributes)
+
+    @torch.no_grad()
+    def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
+        model: nn.Module | None = None
+        modules: dict[str, nn.Module] = {}
+        attributes: dict[str, dict[str, int]] = {}
+        for hidden, count in zip(_thinned(span), _counts(span, size), strict=True):
+            if model is None:
+                pair = evidence.layer(hidden.reader)
+                model = copy_model(evidence.teacher)
+            else:
+                pair = layer_moments(evidence.calibration, model, hidden.reader, evidence.teacher)
+            own = {path: model.get_submodule(path) for path in hidden.paths}
+            made = thinned(hidden, own, count, pair)
+            put(model, made, hidden.attributes(count))
+            modules.update(made)
+            _note(attributes, hidden, count)
+        return InPlace(modules, attributes)
+
+
+def thinned(hidden: Hidden, own: dict[str, nn.Module], count: int, pair: Pair) -> dict[str, nn.Module]:
+    """The modules of hidden features with ``count`` groups of them, the layer that reads them solved again.
+
+    Args:
+        own: path -> module as it is.
+        pair: moments of what the layer reads now and of what it should return.
+    """
+    reader = own[hidden.reader]
+    assert is_layer(reader)
+    fit, held = pair
+    group = fit.gram.shape[0] // hidden.groups
+    alpha = PENALTY * float(fit.gram.diagonal().mean())
+    chosen = eliminate(fit.gram, fit.cross, float(fit.square.sum()), group, alpha)
+    kept, columns = chosen.kept(count).cpu(), chosen.columns(count)
+    made = hidden.narrowed(own, kept)
+    prior = weight_of(reader)[:, columns.cpu()].to(fit.device)
+    decomposition = Decomposition(restricted(fit, columns), restricted(held, columns))
+    ridge = solve_span(decomposition, "y", priors={"zero": None, "own": prior}, max_rank=0)
+    layer = made[hidden.reader]
+    assert is_layer(layer)
+    set_weight(layer, ridge.weight, ridge.bias)
+    return made
+
+
+def _thinned(span: Span) -> tuple[Hidden, ...]:
+    return tuple(hidden for hidden in span.hidden if is_layer(hidden.modules[hidden.reader]))
+
+
+def _most(span: Span) -> int:
+    """Groups of the widest layer."""
+    return max(hidden.groups for hidden in _thinned(span))
+
+
+def _counts(span: Span, size: int) -> list[int]:
+    """Groups that stay of each layer, the widest having ``size``."""
+    most = _most(span)
+    return [max(1, round(hidden.groups * size / most)) for hidden in _thinned(span)]
+
+
+def _note(attributes: dict[str, dict[str, int]], hidden: Hidden, count: int) -> None:
+    for path, values in hidden.attributes(count).items():
+        attributes.setdefault(path, {}).update(values)
+
+
+def _fresh(module: nn.Module, device: torch.device) -> None:
+    """Weights as the module's class initialises them; where it does not say, small random ones."""
+    module.to_empty(device=device)
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
+        return
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            nn.init.normal_(tensor, std=0.02)
+        else:
+            nn.init.zeros_(tensor)
