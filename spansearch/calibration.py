@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from spansearch.batches import batch_size, cloned
 from spansearch.cost import countable
+from spansearch.errors import SpanSearchError
 from spansearch.task import Task
 
 Part = Literal["fit", "held_out"]
@@ -23,6 +25,10 @@ Track = Callable[[Iterable[Any], str], Iterable[Any]]
 def untracked(iterable: Iterable[Any], description: str) -> Iterable[Any]:
     """Shows nothing."""
     return iterable
+
+
+class ReachedError(SpanSearchError):
+    """A hook raises it where a pass need not go on."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Calibration:
     ) -> Iterator[Ran]:
         """Run models on every batch, each on a copy of it, without gradients; hooks on them see the rest.
 
+        A model whose hook raises ``ReachedError`` does not go on with that batch.
+
         Raises:
             TaskError: no batches, or one that does not fit a model.
         """
@@ -75,6 +83,6 @@ class Calibration:
             positions = self.task.positions(batch)  # first, as a model may work in place
             held = torch.rand(batch_size(batch), generator=draw) < self.held_out
             for model in models:
-                with torch.no_grad(), countable():
+                with torch.no_grad(), countable(), suppress(ReachedError):
                     self.task.output(model, cloned(batch), f"calibration batch {number}")
             yield Ran(number, held, positions)

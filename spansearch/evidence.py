@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from spansearch.aim import Aim, find_aim
 from spansearch.calibration import PARTS, Calibration
 from spansearch.fit import FitData, held_out_error
 from spansearch.layer_moments import Pair, layer_moments
 from spansearch.ridge import RidgePath
 from spansearch.screen import Screening
-from spansearch.spans import InPlace, Span, splice
+from spansearch.spans import CutPoint, InPlace, Span, splice
 from spansearch.spans.taps import Tap, tapped
 
 
@@ -31,6 +32,7 @@ class Evidence:
     screening: Screening
     calibration: Calibration
 
+    _aims: dict[tuple[str, str], Aim | None] = field(default_factory=dict, repr=False)
     _layers: dict[str, Pair] = field(default_factory=dict, repr=False)
 
     @property
@@ -52,13 +54,22 @@ class Evidence:
             self._layers[path] = layer_moments(self.calibration, self.teacher, path, self.teacher)
         return self._layers[path]
 
+    def aim(self, path: str, point: CutPoint | None) -> Aim | None:
+        """A layer's way to a cut point in the teacher, measured when first asked for; None where there is
+        none."""
+        key = (path, point.name if point is not None else "")
+        if key not in self._aims:
+            found = find_aim(self.calibration, self.teacher, path, point) if point is not None else None
+            self._aims[key] = found
+        return self._aims[key]
+
     def held_out_error(self, student: nn.Module, span: Span) -> float:
         """A student's squared error at the span's stop on the held-out examples, relative to predicting the
         fit part's mean; NaN where the spliced model does not come by the stop."""
         data = self.data(span)
         if not isinstance(student, InPlace):
             return held_out_error(student, data)
-        model, tap = splice(self.teacher, {span: student}).eval(), Tap(span.stop)
+        model, tap = splice(self.teacher, {span: student}).eval(), Tap(student.stop_of(span))
         total, seen = 0.0, 0
         with tapped(model, [tap]):
             for ran in self.calibration.run(model):

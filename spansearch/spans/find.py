@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from spansearch.errors import SpanError
 from spansearch.spans.chains import Chain, Rejected, find_chains, legal_in_both, why_not
 from spansearch.spans.graph import Trace
 from spansearch.spans.hidden import Hidden, hidden_features
+from spansearch.spans.landing import LeafModule, landing_on, leaf_modules, operator_of
 from spansearch.spans.plan import Plan, make_plan
 from spansearch.spans.points import CutPoint, cut_points
 from spansearch.spans.trace import trace
@@ -56,11 +57,6 @@ class Span:
         everything = self.found.hidden if self.found is not None else ()
         return tuple(hidden for hidden in everything if hidden.ops <= self.plan.ops)
 
-    @cached_property
-    def parts(self) -> tuple[tuple[Span, Span], ...]:
-        """The ways to cut it in two legal spans, at the cut points inside, the first point first."""
-        return self.found.halves(self) if self.found is not None else ()
-
 
 class Spans:
     """The legal spans of a model: ``.spans``, ``.rejected``, ``found[start, stop]`` by name.
@@ -72,6 +68,8 @@ class Spans:
         notes: what the user should know about the discovery (train mode could not be run, ...).
         uncounted: operators that read a weight matrix but whose flops no formula counts.
         hidden: features inside the model that can go in part.
+        leaves: path -> the modules without children that are called once and have parameters.
+        whole: the same before it was thinned.
     """
 
     def __init__(
@@ -81,6 +79,8 @@ class Spans:
         rejected: Sequence[Rejected],
         notes: Sequence[str],
         hidden: Sequence[Hidden] = (),
+        leaves: Mapping[str, LeafModule] | None = None,
+        whole: Spans | None = None,
     ) -> None:
         self._trace = traced
         self.chains = tuple(chains)
@@ -89,6 +89,8 @@ class Spans:
         self.flops = round(traced.total_flops / traced.batch_size)
         self.uncounted = traced.uncounted
         self.hidden = tuple(hidden)
+        self.leaves = dict(leaves or {})
+        self.whole = whole or self
 
     @property
     def cuts(self) -> tuple[CutPoint, ...]:
@@ -144,21 +146,48 @@ class Spans:
         """The same with the cut points ``choose(chain) -> indices`` of every chain; chains of one go."""
         chosen = ((chain, sorted(choose(chain))) for chain in self.chains)
         chains = [chain.keep(kept) for chain, kept in chosen if len(kept) > 1]
-        return Spans(self._trace, chains, self.rejected, self.notes, self.hidden)
+        return Spans(self._trace, chains, self.rejected, self.notes, self.hidden, self.leaves, self.whole)
 
-    def halves(self, span: Span) -> tuple[tuple[Span, Span], ...]:
-        """The ways to cut a span in two at a cut point of its chain."""
-        ends = span.start.vertex, span.stop.vertex
+    def numbered(self, point: CutPoint) -> bool:
+        """Is the module that a cut point is read at called once, so that its call has one number whatever
+        else runs?"""
+        return self._trace.call_counts[point.places[0].path] == 1
+
+    def landing_on(self, point: CutPoint) -> tuple[str, ...]:
+        """Paths of the layers whose output arrives at a cut point through sums, scales and one nonlinearity,
+        as the graph suggests."""
+        return landing_on(self._trace, self.leaves, point)
+
+    @cached_property
+    def landings(self) -> dict[str, CutPoint]:
+        """Path of a layer -> the first cut point of the whole network that it lands on."""
+        return {path: cut for cut in reversed(self.cuts) for path in self.landing_on(cut)}
+
+    def operator(self, point: CutPoint) -> str:
+        """Name of the nonlinearity that makes a cut point; empty where sums, scales or a layer make it."""
+        return operator_of(self._trace, point)
+
+    def before(self, hidden: Hidden) -> CutPoint | None:
+        """The last cut point of the whole network in front of everything that makes hidden features."""
+        position = {vertex: k for k, vertex in enumerate(self._trace.graph.order)}
+        first = min(position[op] for op in hidden.ops if op in position)
+        return next((cut for cut in reversed(self.cuts) if position[cut.vertex] < first), None)
+
+    def inside(self, span: Span) -> tuple[CutPoint, ...]:
+        """The cut points of its chain that lie strictly inside a span, in their order."""
         for chain in self.chains:
             order = [point.vertex for point in chain.points]
-            if ends[0] in order and ends[1] in order:
-                inside = chain.points[order.index(ends[0]) + 1 : order.index(ends[1])]
-                pairs = (
-                    (self._span(span.start, point, chain), self._span(point, span.stop, chain))
-                    for point in inside
-                )
-                return tuple((a, b) for a, b in pairs if a is not None and b is not None)
+            if span.start.vertex in order and span.stop.vertex in order:
+                return chain.points[order.index(span.start.vertex) + 1 : order.index(span.stop.vertex)]
         return ()
+
+    def halves(self, span: Span, point: CutPoint) -> tuple[Span, Span] | None:
+        """The two spans that a cut point inside cuts a span in; None where one of them is not legal."""
+        for chain in self.chains:
+            if {span.start, point, span.stop} <= set(chain.points):
+                head, tail = self._span(span.start, point, chain), self._span(point, span.stop, chain)
+                return (head, tail) if head is not None and tail is not None else None
+        return None
 
     def _span(self, start: CutPoint, stop: CutPoint, chain: Chain) -> Span | None:
         plan = make_plan(self._trace, start, stop)
@@ -227,7 +256,8 @@ def find_spans(model: nn.Module, *args: Any, **kwargs: Any) -> Spans:
     else:
         chains, refused = legal_in_both(chains, other, cut_points(other))
         rejected += refused
-    return Spans(traced, chains, rejected, notes, hidden_features(traced, model, args, kwargs))
+    hidden = hidden_features(traced, model, args, kwargs)
+    return Spans(traced, chains, rejected, notes, hidden, leaf_modules(traced, model))
 
 
 def _thin(chain: Chain, least: float) -> list[int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from spansearch.errors import SpanError
 from spansearch.spans.find import Span
+from spansearch.spans.points import CutPoint
 
 
 class InPlace(nn.Module):
@@ -46,6 +48,13 @@ class InPlace(nn.Module):
     def inner(self) -> dict[Span, nn.Module]:
         """The spans inside, each with its student."""
         return {span: self.get_submodule(f"student {number}") for number, span in enumerate(self.spans)}
+
+    def stop_of(self, span: Span) -> CutPoint:
+        """The stop of the span it is spliced into, at places that are still there to be read."""
+        gone = frozenset().union(*(inner.plan.vanished for inner in self.spans))
+        places = [p for inner in self.spans if inner.stop == span.stop for p in inner.plan.emit]
+        left = [p for p in (*places, *span.stop.places) if (p.path, p.number) not in gone]
+        return replace(span.stop, places=tuple(left) or span.stop.places)
 
     def forward(self, x: Tensor) -> Tensor:
         raise SpanError(

@@ -1,6 +1,6 @@
 """Families of students; importing this package registers the built-in ones."""
 
-from spansearch.students import conv, identity, lowrank, mlp, ridge, thin
+from spansearch.students import conv, identity, lowrank, mlp, ridge, thin, truncated
 from spansearch.students.base import (
     Family,
     Fitted,
@@ -31,4 +31,5 @@ __all__ = [
     "ridge",
     "student_cost",
     "thin",
+    "truncated",
 ]

@@ -5,22 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spansearch.cost import Cost, parameter_count
 from spansearch.elimination import eliminate
 from spansearch.evidence import Evidence
-from spansearch.layer_moments import Pair, layer_moments, restricted
-from spansearch.layers import is_layer, set_weight, weight_of
-from spansearch.moments import Decomposition
-from spansearch.ridge import solve_span
-from spansearch.spans import Hidden, InPlace, Span, copy_model
-from spansearch.spans.hidden import put, share
+from spansearch.layer_moments import Pair, joined, restricted
+from spansearch.layers import is_layer, weight_of
+from spansearch.refit import refit
+from spansearch.spans import Hidden, InPlace, Span
+from spansearch.spans.hidden import share
 from spansearch.students.base import check_width, register
+from spansearch.walk import Walk
 
-PENALTY = (
-    1e-4  # of the mean eigenvalue, while features are chosen
-)
+PENALTY = 1e-4  # of the mean eigenvalue, while features are chosen
 
 
 @register("thin")
@@ -29,8 +27,9 @@ class Thin:
     """Channels, hidden units and attention heads go, those first that their reader misses least.
 
     Which ones is decided by group backward elimination on the least-squares problem of the layer that reads
-    them; it is then solved again towards what it returns in the teacher. Layer after layer: each sees what those before it
-    produce by then. Width scales the features of every such layer.
+    them; it is then solved again. Layer after layer: each sees what those before it produce by then, and is
+    to bring the model to where the teacher is at the next cut point. Width scales the features of every such
+    layer.
     """
 
     gradient: bool = False
@@ -57,6 +56,7 @@ class Thin:
         for hidden, count in zip(_thinned(span), _counts(span, size), strict=True):
             own = {path: modules.get(path, hidden.modules[path]) for path in hidden.paths}
             modules.update(hidden.narrowed(own, torch.arange(count)))
+            _give_bias(modules[hidden.reader])
             _note(attributes, hidden, count)
         device = torch.empty(0).device
         for module in modules.values():
@@ -65,44 +65,50 @@ class Thin:
 
     @torch.no_grad()
     def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
-        model: nn.Module | None = None
+        assert span.found is not None
+        whole = span.found.whole
+        walk = Walk(evidence.calibration, evidence.teacher, whole)
         modules: dict[str, nn.Module] = {}
         attributes: dict[str, dict[str, int]] = {}
         for hidden, count in zip(_thinned(span), _counts(span, size), strict=True):
-            if model is None:
-                pair = evidence.layer(hidden.reader)
-                model = copy_model(evidence.teacher)
+            if walk.edited is None:
+                aim, pair = None, evidence.layer(hidden.reader)
             else:
-                pair = layer_moments(evidence.calibration, model, hidden.reader, evidence.teacher)
-            own = {path: model.get_submodule(path) for path in hidden.paths}
-            made = thinned(hidden, own, count, pair)
-            put(model, made, hidden.attributes(count))
+                before = whole.before(hidden)
+                if before is not None:
+                    walk.advance(before)
+                aim = evidence.aim(hidden.reader, whole.landings.get(hidden.reader))
+                pair = walk.moments(hidden.reader, aim)
+            own = {path: (walk.edited or evidence.teacher).get_submodule(path) for path in hidden.paths}
+            made = thinned(hidden, own, count, pair, None if aim is None else aim.slope)
+            walk.edit(made, hidden.attributes(count))
             modules.update(made)
             _note(attributes, hidden, count)
         return InPlace(modules, attributes)
 
 
-def thinned(hidden: Hidden, own: dict[str, nn.Module], count: int, pair: Pair) -> dict[str, nn.Module]:
+def thinned(
+    hidden: Hidden, own: dict[str, nn.Module], count: int, pair: Pair, slope: Tensor | None = None
+) -> dict[str, nn.Module]:
     """The modules of hidden features with ``count`` groups of them, the layer that reads them solved again.
 
     Args:
         own: path -> module as it is.
-        pair: moments of what the layer reads now and of what it should return.
+        pair: moments of what the layer reads now and of what it should return, times ``slope``.
     """
     reader = own[hidden.reader]
     assert is_layer(reader)
     fit, held = pair
-    group = fit.gram.shape[0] // hidden.groups
-    alpha = PENALTY * float(fit.gram.diagonal().mean())
-    chosen = eliminate(fit.gram, fit.cross, float(fit.square.sum()), group, alpha)
+    every = joined(fit, held)
+    group = len(every.gram) // hidden.groups
+    alpha = PENALTY * float(every.gram.diagonal().mean())
+    chosen = eliminate(every.gram, every.cross, float(every.square.sum()), group, alpha)
     kept, columns = chosen.kept(count).cpu(), chosen.columns(count)
     made = hidden.narrowed(own, kept)
-    prior = weight_of(reader)[:, columns.cpu()].to(fit.device)
-    decomposition = Decomposition(restricted(fit, columns), restricted(held, columns))
-    ridge = solve_span(decomposition, "y", priors={"zero": None, "own": prior}, max_rank=0)
     layer = made[hidden.reader]
     assert is_layer(layer)
-    set_weight(layer, ridge.weight, ridge.bias)
+    fewer = restricted(fit, columns), restricted(held, columns)
+    refit(layer, fewer, weight_of(reader)[:, columns.cpu()], reader.bias, slope)
     return made
 
 
@@ -124,6 +130,13 @@ def _counts(span: Span, size: int) -> list[int]:
 def _note(attributes: dict[str, dict[str, int]], hidden: Hidden, count: int) -> None:
     for path, values in hidden.attributes(count).items():
         attributes.setdefault(path, {}).update(values)
+
+
+def _give_bias(layer: nn.Module) -> None:
+    """What is solved for has a bias."""
+    assert is_layer(layer)
+    if layer.bias is None:
+        layer.bias = nn.Parameter(torch.zeros_like(layer.weight[:, 0].flatten(1)[:, 0]))
 
 
 def _fresh(module: nn.Module, device: torch.device) -> None:

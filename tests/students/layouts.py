@@ -14,7 +14,8 @@ from spansearch.evidence import Evidence
 from spansearch.fit import FitData, FitSettings
 from spansearch.record import Recording, record
 from spansearch.screen import Screening
-from spansearch.spans import Span, find_spans
+from spansearch.spans import InPlace, Span, find_spans, splice
+from spansearch.spans.taps import Tap, tapped
 from spansearch.task import Task
 
 QUICK = FitSettings(steps=20, batch_size=32, rates=(3e-3, 1e-2), rate_steps=5, check_every=10, patience=2)
@@ -114,6 +115,17 @@ class Case:
     def data(self) -> FitData:
         return self.evidence.data(self.span)
 
+    def run(self, student: nn.Module, x: Tensor) -> Tensor:
+        """What a student makes of start activations; one made of the model's own layers in the model."""
+        with torch.no_grad():
+            if not isinstance(student, InPlace):
+                return student(x)
+            model, stop = splice(self.teacher, {self.span: student}).eval(), Tap(student.stop_of(self.span))
+            with tapped(model, [Tap(self.span.start, force=x), stop]):
+                model(torch.zeros(len(x), *self.x.shape[1:]))
+            assert stop.value is not None
+            return stop.value
+
 
 @cache
 def case(name: str) -> Case:
@@ -131,5 +143,6 @@ def case(name: str) -> Case:
         test=lambda: [x],
         score=lambda model, batches: 0.0,
     )
-    span = find_spans(teacher, x[:3])["stem", "body"]
-    return Case(teacher, task, span, record(task, teacher, [span.start, span.stop]), x)
+    found = find_spans(teacher, x[:3])
+    span = found["stem", "body"]
+    return Case(teacher, task, span, record(task, teacher, found.ordered_points), x)

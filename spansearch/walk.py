@@ -1,0 +1,176 @@
+"""Two models side by side over the calibration examples, from cut point to cut point: the teacher, and a copy
+of it that is edited on the way. What lies in front of the cut point that was reached does not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+
+from spansearch.aim import Aim, find_aim
+from spansearch.calibration import Calibration, Ran, ReachedError
+from spansearch.errors import SpanError
+from spansearch.layer_moments import Pair, gathered, watched
+from spansearch.layers import is_layer
+from spansearch.spans import CutPoint, Spans, copy_model, splice
+from spansearch.spans.approach import Approach, approached
+from spansearch.spans.hidden import put
+from spansearch.spans.taps import Tap
+
+
+class _Feed(nn.Module):
+    """Stands for everything in front of a cut point: hands out what came there, batch after batch."""
+
+    def __init__(self, values: list[Tensor]) -> None:
+        super().__init__()
+        self.values = values
+        self.number = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.number += 1
+        return self.values[self.number - 1].clone()
+
+
+class Walk:
+    """Where two models are on their way through the network.
+
+    Args:
+        calibration: the examples.
+        teacher: not modified.
+        found: its spans, at full resolution.
+    """
+
+    def __init__(self, calibration: Calibration, teacher: nn.Module, found: Spans) -> None:
+        self.calibration, self.teacher, self.found = calibration, teacher, found
+        self.edited: nn.Module | None = None
+        self.at: CutPoint | None = None
+        self._came: dict[str, list[Tensor]] = {}
+
+    def edit(self, modules: Mapping[str, nn.Module], attributes: Mapping[str, Mapping[str, int]]) -> None:
+        """Put modules and numbers in the place of those of the edited model."""
+        if self.edited is None:
+            self.edited = copy_model(self.teacher)
+            if self.at is not None:
+                self._came["edited"] = self._came["teacher"]
+        put(self.edited, modules, attributes)
+
+    def advance(self, point: CutPoint) -> None:
+        """Go on to a cut point of the whole network; nothing where no span leads there from the first one."""
+        if self.at == point or self._prefix(point) is None:
+            return
+        taps = {name: Tap(point) for name in self._names}
+        came: dict[str, list[Tensor]] = {name: [] for name in taps}
+        models = self._models()
+        with ExitStack() as stack:
+            for name, tap in taps.items():
+                stack.callback(tap.attach(models[name]).remove)
+                stack.callback(_stop_at(point, models[name]).remove)
+            for _ in self._run(models):
+                for name, tap in taps.items():
+                    if tap.value is None:
+                        raise SpanError(f"A calibration batch does not come by cut point {point.name}.")
+                    came[name].append(tap.value)
+                    tap.rewind()
+        self.at, self._came = point, came
+
+    def moments(self, path: str, aim: Aim | None, target: CutPoint | None = None) -> Pair:
+        """Moments of what a layer of the edited model reads and of what it should return.
+
+        Args:
+            aim: its way to a cut point, for the model to come there to where the teacher is at ``target``
+                (by default at the same cut point); the targets are ``aim.slope`` times what it should return.
+                None: it should return what it returns in the teacher.
+        """
+        models = self._models()
+        own = models.get("edited", models["teacher"])
+        layer, original = own.get_submodule(path), models["teacher"].get_submodule(path)
+        assert is_layer(layer)
+        with ExitStack() as stack:
+            read, made = watched(stack, layer), watched(stack, original)
+            if aim is None:
+                passes = ((ran, read[-1][0], made[-1][1]) for ran in self._run(models))
+                return gathered(layer, passes, self.calibration.device)
+            here, there = Approach(aim.point), Approach(target or aim.point)
+            stack.enter_context(approached([(own, here), (models["teacher"], there)]))
+            if target is None:
+                stack.callback(_stop_at(aim.point, own).remove)
+                if own is not models["teacher"]:
+                    stack.callback(_stop_at(aim.point, models["teacher"]).remove)
+            return gathered(
+                layer, self._aimed(models, layer, read, here, there, aim), self.calibration.device
+            )
+
+    def aim(self, path: str, point: CutPoint) -> Aim | None:
+        """A layer's way to a cut point, in the edited model."""
+        return find_aim(self.calibration, self.edited or self.teacher, path, point)
+
+    def _aimed(
+        self,
+        models: Mapping[str, nn.Module],
+        layer: nn.Module,
+        read: list[tuple[Tensor, Tensor]],
+        here: Approach,
+        there: Approach,
+        aim: Aim,
+    ) -> Iterator[tuple[Ran, Tensor, Tensor]]:
+        for ran in self._run(models):
+            x, made = read[-1]
+            if here.value is None or there.value is None:
+                raise SpanError(f"A calibration batch does not come by cut point {aim.point.name}.")
+            slope = aim.slope.to(made)
+            if not isinstance(layer, nn.Linear):
+                slope = slope.view(-1, *[1] * (made.ndim - 2))
+            yield ran, x, slope * made + (there.value - here.value)
+            here.rewind()
+            there.rewind()
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return ("teacher",) if self.edited is None else ("teacher", "edited")
+
+    def _models(self) -> dict[str, nn.Module]:
+        """The models as they run from here on."""
+        prefix = self._prefix(self.at) if self.at is not None else None
+        models = {"teacher": self.teacher}
+        if self.edited is not None:
+            models["edited"] = self.edited
+        if prefix is None:
+            return {name: copy_model(model).eval() for name, model in models.items()}
+        return {
+            name: splice(model, {prefix: _Feed(self._came[name])}).eval() for name, model in models.items()
+        }
+
+    def _run(self, models: Mapping[str, nn.Module]) -> Iterator[Ran]:
+        for model in models.values():
+            for module in model.modules():
+                if isinstance(module, _Feed):
+                    module.number = 0
+        return self.calibration.run(*models.values())
+
+    def _prefix(self, point: CutPoint) -> Any:
+        """The span from the first cut point of the whole network to this one; None where there is none."""
+        cuts = self.found.cuts
+        if not cuts or point not in cuts or point == cuts[0] or not self.found.numbered(point):
+            return None
+        try:
+            return self.found[cuts[0].name, point.name]
+        except SpanError:
+            return None
+
+
+def _stop_at(point: CutPoint, model: nn.Module) -> Any:
+    """A hook that ends a pass once the activation is there; returns its handle."""
+    place = point.places[0]
+    module, seen = model.get_submodule(place.path), [0]
+
+    def stop(*_: Any) -> None:
+        seen[0] += 1
+        if seen[0] == place.number + 1:
+            seen[0] = 0
+            raise ReachedError
+
+    if place.side == "out":
+        return module.register_forward_hook(stop)
+    return module.register_forward_pre_hook(stop)
