@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from spansearch.errors import SpanError
+from spansearch.spans.causality import Line, Reach, find_lines
 from spansearch.spans.chains import Chain, Rejected, find_chains, legal_in_both, why_not
 from spansearch.spans.graph import Trace
 from spansearch.spans.plan import Plan, make_plan
@@ -27,6 +28,8 @@ class Span:
         flops: of what a splice removes, for one example.
         modules: paths of the module calls that a student replaces.
         anchor: of a nested span the nearest cut point of the whole network at or in front of its start.
+        causal: tokens become as many tokens, and no position depends on later ones.
+        alone: students read each position by itself: none depends on others, or others may be masked out.
     """
 
     start: CutPoint
@@ -35,6 +38,8 @@ class Span:
     flops: int = field(compare=False)
     plan: Plan = field(compare=False, repr=False)
     anchor: CutPoint | None = field(default=None, compare=False, repr=False)
+    causal: bool = field(default=False, compare=False)
+    alone: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -57,9 +62,15 @@ class Spans:
     """
 
     def __init__(
-        self, traced: Trace, chains: Sequence[Chain], rejected: Sequence[Rejected], notes: Sequence[str]
+        self,
+        traced: Trace,
+        chains: Sequence[Chain],
+        rejected: Sequence[Rejected],
+        notes: Sequence[str],
+        lines: Sequence[Line] = (),
+        readable: Reach = Reach.AROUND,
     ) -> None:
-        self._trace = traced
+        self._trace, self._lines, self._readable = traced, tuple(lines), readable
         self.chains = tuple(chains)
         self.rejected = tuple(rejected)
         self.notes = tuple(notes)
@@ -120,14 +131,26 @@ class Spans:
         """The same with the cut points ``choose(chain) -> indices`` of every chain; chains of one go."""
         chosen = ((chain, sorted(choose(chain))) for chain in self.chains)
         chains = [chain.keep(kept) for chain, kept in chosen if len(kept) > 1]
-        return Spans(self._trace, chains, self.rejected, self.notes)
+        return self._with(chains)
+
+    def readable(self, reach: Reach) -> Spans:
+        """The same where students may read only so far: of a task that masks positions out, whose padding
+        holds anything. Spans that need more are for students that read each position alone."""
+        return self._with(self.chains, reach)
+
+    def _with(self, chains: Sequence[Chain], readable: Reach | None = None) -> Spans:
+        reach = self._readable if readable is None else readable
+        return Spans(self._trace, chains, self.rejected, self.notes, self._lines, reach)
 
     def _span(self, start: CutPoint, stop: CutPoint, chain: Chain) -> Span | None:
         plan = make_plan(self._trace, start, stop)
         if start == stop or plan.obstacle is not None:
             return None
         flops = round(plan.removed_flops / self._trace.batch_size)
-        return Span(start, stop, chain.nested, flops, plan, chain.anchor)
+        found = (line.between(start, stop) for line in self._lines)
+        reach = next((reach for reach in found if reach is not None), Reach.AROUND)
+        alone = reach == Reach.ALONE or reach > self._readable
+        return Span(start, stop, chain.nested, flops, plan, chain.anchor, reach < Reach.AROUND, alone)
 
     @cached_property
     def _points(self) -> dict[int, CutPoint]:
@@ -157,10 +180,11 @@ def find_spans(model: nn.Module, *args: Any, **kwargs: Any) -> Spans:
     """Find every span of a model that may be replaced, by running it on one real example.
 
     Runs a copy of the model once in eval and once in train mode with gradients on, watching every module
-    call. An activation is a cut point when every path of the autograd graph from the input to the output runs
-    through it (it dominates the output). A pair of activations is a legal span when nothing computed strictly
-    between them is used outside; inside ``x + f(x)`` there is no cut point of the whole network, but ``f`` is
-    a legal nested span. What the two modes disagree on is refused.
+    call, and, where activations are tokens, a few times more with some positions perturbed (causality.py). An
+    activation is a cut point when every path of the autograd graph from the input to the output runs through
+    it (it dominates the output). A pair of activations is a legal span when nothing computed strictly between
+    them is used outside; inside ``x + f(x)`` there is no cut point of the whole network, but ``f`` is a legal
+    nested span. What the two modes disagree on is refused.
 
     Args:
         model: any nn.Module that runs on a real example; not modified.
@@ -189,7 +213,7 @@ def find_spans(model: nn.Module, *args: Any, **kwargs: Any) -> Spans:
     else:
         chains, refused = legal_in_both(chains, other, cut_points(other))
         rejected += refused
-    return Spans(traced, chains, rejected, notes)
+    return Spans(traced, chains, rejected, notes, find_lines(model, args, kwargs, traced, chains))
 
 
 def _thin(chain: Chain, least: float) -> list[int]:

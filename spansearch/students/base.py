@@ -78,7 +78,7 @@ def register(name: str) -> Callable[[C], C]:
                 f"{', '.join(_PARTS)}; see spansearch.Family."
             )
         _REGISTRY[name] = made
-        student_cost.cache_clear()
+        _announced.cache_clear()
         return cls
 
     return add
@@ -108,9 +108,14 @@ def check_width(width: float) -> float:
     return number
 
 
-@lru_cache(maxsize=65536)
 def student_cost(name: str, span: Span, size: int) -> Cost:
     """What a student will cost for one example, counted on the meta device before it exists."""
+    # What a family builds may follow from all of these; spans are compared by their ends alone.
+    return _announced(name, span, size, span.flops, span.causal, span.alone)
+
+
+@lru_cache(maxsize=65536)
+def _announced(name: str, span: Span, size: int, *_key: object) -> Cost:
     return announce(lambda: family(name).build(span, size), span.start.shape)
 
 
