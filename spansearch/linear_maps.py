@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spansearch.token_layers import MeanAndFirst, TokenWindows
+from spansearch.linear_layers import MeanAndFirst, TokenWindows, layer_of
 
 _DIMS = {"vector": 1, "tokens": 2, "map": 3}
 _EXAMPLE = {"vector": "(C,)", "tokens": "(T, C)", "map": "(C, H, W)"}
@@ -74,6 +74,11 @@ class LinearMap:
     def _windows(self) -> TokenWindows:
         after = 0 if self.causal else self._taps // 2
         return TokenWindows(self._taps - 1 - after, after)
+
+    @property
+    def channels_in(self) -> int:
+        """Channels of the start activation."""
+        return self._channels[0]
 
     @property
     def d_in(self) -> int:
@@ -172,7 +177,7 @@ class LinearMap:
             ValueError: weight or bias has another shape.
         """
         self._check_weights("module", weight, (self.d_out, self.d_in), bias)
-        return self._assemble([self._read(weight, bias, dtype)])
+        return self.assemble([self._read(weight, bias, dtype)])
 
     def low_rank_module(
         self,
@@ -198,17 +203,18 @@ class LinearMap:
         """
         self._check_weights("low_rank_module", down, (up.shape[-1], self.d_in), bias)
         self._check_weights("low_rank_module", up, (self.d_out, down.shape[0]), bias)
-        last = _layer(up[:, :, None, None] if self.kind == "map" else up, bias, dtype)
+        last = layer_of(up[:, :, None, None] if self.kind == "map" else up, bias, dtype)
         first = self._read(down, shift, dtype)
-        return self._assemble([first, last] if between is None else [first, between, last])
+        return self.assemble([first, last] if between is None else [first, between, last])
 
     def _read(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Module:
         if self.kind != "map":
-            return _layer(weight, bias, dtype)
+            return layer_of(weight, bias, dtype)
         kernels = weight.reshape(len(weight), self.in_shape[0], *self.kernel)
-        return _layer(kernels, bias, dtype, self.stride, self.padding)
+        return layer_of(kernels, bias, dtype, self.stride, self.padding)
 
-    def _assemble(self, layers: list[nn.Module]) -> nn.Module:
+    def assemble(self, layers: list[nn.Module]) -> nn.Module:
+        """A module of layers that read the features, with what gathers these from the start in front."""
         if self.kind == "pooled":
             layers = [nn.AdaptiveAvgPool2d(self.grid), nn.Flatten(), *layers]
             if len(self.out_shape) == 3:
@@ -240,28 +246,6 @@ class LinearMap:
                 f"{self.out_shape} has d_in = {self.d_in} features and d_out = {self.d_out} targets; a "
                 "low-rank pair is (r, d_in) and (d_out, r)."
             )
-
-
-def _layer(
-    weight: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
-) -> nn.Module:
-    """A Linear (2-d weight) or Conv2d (4-d weight) that holds a copy of the given parameters."""
-    n_out, n_in = weight.shape[:2]
-    # Built on meta: the usual initialisation would draw from, and so change, the caller's random state.
-    layer: nn.Linear | nn.Conv2d
-    if weight.ndim == 2:
-        layer = nn.Linear(n_in, n_out, bias=bias is not None, device="meta")
-    else:
-        kernel = (weight.shape[2], weight.shape[3])
-        layer = nn.Conv2d(n_in, n_out, kernel, stride, padding, bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach().to(dtype, copy=True, memory_format=torch.contiguous_format))
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().to(dtype, copy=True, memory_format=torch.contiguous_format))
-    return layer
 
 
 def linear_map(

@@ -1,6 +1,6 @@
 """Families of students; importing this package registers the built-in ones."""
 
-from spansearch.students import conv, identity, lowrank, mlp, ridge
+from spansearch.students import conv, identity, lowrank, mlp, random_features, ridge, separable
 from spansearch.students.base import (
     Family,
     Fitted,
@@ -26,8 +26,10 @@ __all__ = [
     "identity",
     "lowrank",
     "mlp",
+    "random_features",
     "refusal",
     "register",
     "ridge",
+    "separable",
     "student_cost",
 ]
