@@ -41,7 +41,7 @@ class Evidence:
         return self.calibration.device
 
     def ridge(self, span: Span, kernel: int = 3) -> RidgePath:
-        """The linear students of a span, every rank of them; ``kernel`` is for maps.
+        """The linear students of a span, every rank of them; ``kernel`` as for ``span_map``.
 
         Raises:
             ValueError: no linear map joins the two activations; says why.

@@ -6,7 +6,7 @@ regression itself (ridge.py) only ever sees rows of numbers.
 
     start -> stop      kind       one row per   features of the row
     vector -> vector   vector     example       the C channels
-    tokens -> tokens   tokens     position      the C channels of the position
+    tokens -> tokens   tokens     position      the C channels of the position, or of a window of positions
     map -> map         map        output pixel  the kernel x kernel x C patch around it (strided or upsampled)
     map -> vector      pooled     example       the map averaged over a grid of 2 x 2 (or 1 x 1) cells
     map -> 1 x 1 map   pooled     example       the same: a strided kernel would see one corner of the map
@@ -21,16 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spansearch.linear_layers import MeanAndFirst, TokenWindows, layer_of
+
 _DIMS = {"vector": 1, "tokens": 2, "map": 3}
 _EXAMPLE = {"vector": "(C,)", "tokens": "(T, C)", "map": "(C, H, W)"}
 _ALL = slice(None)
-
-
-class MeanAndFirst(nn.Module):
-    """Tokens (N, T, C) -> (N, 2 C): the mean over the positions, then the first position."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x.mean(1), x[:, 0]], -1)
 
 
 @dataclass(frozen=True)
@@ -41,9 +36,11 @@ class LinearMap:
         kind: "vector", "tokens", "map", "pooled" or "summary", see the table at the top of the module.
         in_shape: shape of the start activation of one example, without the batch.
         out_shape: shape of the stop activation of one example.
-        kernel, stride: of the convolution, (vertical, horizontal); (1, 1) for every other kind.
+        kernel, stride: of the convolution, (vertical, horizontal). Of tokens the kernel is (taps, 1): each
+            position reads a window of taps. (1, 1) for every other kind.
         upsample: nearest-neighbour factors applied to the map before the convolution.
         grid: side of the grid of cells a "pooled" map is averaged to.
+        causal: a window of tokens ends at its position, instead of having it in its centre.
     """
 
     kind: str
@@ -53,11 +50,12 @@ class LinearMap:
     stride: tuple[int, int] = (1, 1)
     upsample: tuple[int, int] = (1, 1)
     grid: int = 1
+    causal: bool = False
 
     @property
     def reading(self) -> Hashable:
         """What the features depend on: spans of one start and equal readings share their moments."""
-        return (self.kind, self.in_shape, self.kernel, self.stride, self.upsample, self.grid)
+        return (self.kind, self.in_shape, self.kernel, self.stride, self.upsample, self.grid, self.causal)
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -70,9 +68,22 @@ class LinearMap:
         return self.in_shape[last], self.out_shape[-1 if self.kind == "tokens" else 0]
 
     @property
+    def _taps(self) -> int:
+        return math.prod(self.kernel)
+
+    def _windows(self) -> TokenWindows:
+        after = 0 if self.causal else self._taps // 2
+        return TokenWindows(self._taps - 1 - after, after)
+
+    @property
+    def channels_in(self) -> int:
+        """Channels of the start activation."""
+        return self._channels[0]
+
+    @property
     def d_in(self) -> int:
         """Number of features of a row."""
-        per_channel = {"pooled": self.grid**2, "summary": 2}.get(self.kind, math.prod(self.kernel))
+        per_channel = {"pooled": self.grid**2, "summary": 2}.get(self.kind, self._taps)
         return self._channels[0] * per_channel
 
     @property
@@ -114,10 +125,12 @@ class LinearMap:
             ValueError: x does not have the shape of the start activation.
         """
         self._check("features", x, self.in_shape, self.kind in ("tokens", "summary"))
+        if self.kind == "tokens" and self._taps > 1:
+            x = self._windows()(x)
         if self.kind in ("vector", "tokens"):
             return x.reshape(-1, self.d_in)
         if self.kind == "summary":
-            return torch.cat([x.mean(1), x[:, 0]], -1)
+            return MeanAndFirst()(x)
         if self.kind == "pooled":
             return F.adaptive_avg_pool2d(x, self.grid).flatten(1)
         for axis, factor in zip((2, 3), self.upsample, strict=True):
@@ -142,8 +155,8 @@ class LinearMap:
         shape."""
         if self.in_shape != self.out_shape or self.kind not in ("vector", "tokens", "map"):
             return None
-        taps = math.prod(self.kernel)
-        return torch.arange(self.d_out) * taps + taps // 2  # odd kernels: the middle tap is the centre
+        own = self._taps - 1 if self.causal else self._taps // 2  # odd kernels: the middle tap is the centre
+        return torch.arange(self.d_out) * self._taps + own
 
     def identity_weight(self) -> Tensor | None:
         """The weight (d_out, d_in), float64, of y = x; None where start and stop differ in shape."""
@@ -164,10 +177,16 @@ class LinearMap:
             ValueError: weight or bias has another shape.
         """
         self._check_weights("module", weight, (self.d_out, self.d_in), bias)
-        return self._assemble([self._read(weight, bias, dtype)])
+        return self.assemble([self._read(weight, bias, dtype)])
 
     def low_rank_module(
-        self, down: Tensor, up: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32
+        self,
+        down: Tensor,
+        up: Tensor,
+        bias: Tensor,
+        dtype: torch.dtype = torch.float32,
+        shift: Tensor | None = None,
+        between: nn.Module | None = None,
     ) -> nn.Module:
         """The student in two layers, features @ down.T @ up.T + bias: kernel in the first, bias in the last.
 
@@ -176,28 +195,34 @@ class LinearMap:
             up: (d_out, r). Copied.
             bias: (d_out,). Copied.
             dtype: of the parameters.
+            shift: (r,), a bias of the first layer. Copied.
+            between: an activation for what is between the two.
 
         Raises:
             ValueError: shapes disagree with the map or with each other.
         """
         self._check_weights("low_rank_module", down, (up.shape[-1], self.d_in), bias)
         self._check_weights("low_rank_module", up, (self.d_out, down.shape[0]), bias)
-        last = _layer(up[:, :, None, None] if self.kind == "map" else up, bias, dtype)
-        return self._assemble([self._read(down, None, dtype), last])
+        last = layer_of(up[:, :, None, None] if self.kind == "map" else up, bias, dtype)
+        first = self._read(down, shift, dtype)
+        return self.assemble([first, last] if between is None else [first, between, last])
 
     def _read(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Module:
         if self.kind != "map":
-            return _layer(weight, bias, dtype)
+            return layer_of(weight, bias, dtype)
         kernels = weight.reshape(len(weight), self.in_shape[0], *self.kernel)
-        return _layer(kernels, bias, dtype, self.stride, self.padding)
+        return layer_of(kernels, bias, dtype, self.stride, self.padding)
 
-    def _assemble(self, layers: list[nn.Module]) -> nn.Module:
+    def assemble(self, layers: list[nn.Module]) -> nn.Module:
+        """A module of layers that read the features, with what gathers these from the start in front."""
         if self.kind == "pooled":
             layers = [nn.AdaptiveAvgPool2d(self.grid), nn.Flatten(), *layers]
             if len(self.out_shape) == 3:
                 layers.append(nn.Unflatten(1, self.out_shape))
         elif self.kind == "summary":
             layers = [MeanAndFirst(), *layers]
+        elif self.kind == "tokens" and self._taps > 1:
+            layers = [self._windows(), *layers]
         elif self.upsample != (1, 1):
             factors = (float(self.upsample[0]), float(self.upsample[1]))
             layers = [nn.Upsample(scale_factor=factors, mode="nearest"), *layers]
@@ -223,34 +248,13 @@ class LinearMap:
             )
 
 
-def _layer(
-    weight: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
-) -> nn.Module:
-    """A Linear (2-d weight) or Conv2d (4-d weight) that holds a copy of the given parameters."""
-    n_out, n_in = weight.shape[:2]
-    # Built on meta: the usual initialisation would draw from, and so change, the caller's random state.
-    layer: nn.Linear | nn.Conv2d
-    if weight.ndim == 2:
-        layer = nn.Linear(n_in, n_out, bias=bias is not None, device="meta")
-    else:
-        kernel = (weight.shape[2], weight.shape[3])
-        layer = nn.Conv2d(n_in, n_out, kernel, stride, padding, bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach().to(dtype, copy=True, memory_format=torch.contiguous_format))
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().to(dtype, copy=True, memory_format=torch.contiguous_format))
-    return layer
-
-
 def linear_map(
     start_shape: tuple[int, ...],
     start_layout: str | None,
     stop_shape: tuple[int, ...],
     stop_layout: str | None,
     kernel: int = 3,
+    causal: bool = False,
 ) -> LinearMap:
     """The linear map of a span, or the reason why it has none.
 
@@ -258,10 +262,12 @@ def linear_map(
         start_shape: shape of the start activation of one example, without the batch.
         start_layout: "vector", "tokens" or "map"; anything else is refused.
         stop_shape, stop_layout: the same for the stop activation.
-        kernel: side of the patch that one pixel of a map -> map regression reads, odd. Made smaller where the
-            map is so small that outer taps would only ever see padding: 1 on an axis of size 1. With a stride
-                above the
-            kernel some pixels are read by nothing: ask for a larger kernel there.
+        kernel: side of the patch that one pixel of a map -> map regression reads, or length of the window
+            that one position of tokens -> tokens reads, odd. Made smaller where outer taps would only ever
+            see padding: 1 on an axis of size 1. With a stride above the kernel some pixels are read by
+            nothing: ask for a larger kernel there.
+        causal: the window of a position of tokens reads it and the positions in front of it; else the
+            positions around it.
 
     Raises:
         ValueError: no linear map of these kinds joins the two activations; the message says why.
@@ -291,9 +297,11 @@ def linear_map(
         if start[0] != stop[0]:
             raise ValueError(
                 f"linear_map: expected as many tokens at both ends, got {start[0]} and {stop[0]} in {span}. "
-                "The map acts on each position alone; leave this span to families that mix positions."
+                "The map acts on each position and its neighbours; leave this span to other families."
             )
-        return LinearMap("tokens", start, stop)
+        _check_kernel(kernel)
+        taps = min(kernel, start[0] if causal else 2 * start[0] - 1)
+        return LinearMap("tokens", start, stop, (taps, 1), causal=causal and taps > 1)
     if start_layout != "map" or stop_layout == "tokens":
         raise ValueError(
             f"linear_map: no linear map from {start_layout} to {stop_layout} ({span}). Supported: vector -> "
@@ -301,15 +309,19 @@ def linear_map(
         )
     if stop_layout == "vector" or (stop[1:] == (1, 1) and start[1:] != (1, 1)):
         return LinearMap("pooled", start, stop, grid=1 if any(n % 2 for n in start[1:]) else 2)
+    _check_kernel(kernel)
+    scales = [_scale(h, h_out, span) for h, h_out in zip(start[1:], stop[1:], strict=True)]
+    (up_h, stride_h), (up_w, stride_w) = scales
+    patch = (min(kernel, 2 * up_h * start[1] - 1), min(kernel, 2 * up_w * start[2] - 1))
+    return LinearMap("map", start, stop, patch, (stride_h, stride_w), (up_h, up_w))
+
+
+def _check_kernel(kernel: int) -> None:
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(
             f"linear_map: expected an odd kernel >= 1, got {kernel}. With an even one padding cannot be the "
             "same on both sides and the output would be shifted; use 1, 3 or 5."
         )
-    scales = [_scale(h, h_out, span) for h, h_out in zip(start[1:], stop[1:], strict=True)]
-    (up_h, stride_h), (up_w, stride_w) = scales
-    taps = (min(kernel, 2 * up_h * start[1] - 1), min(kernel, 2 * up_w * start[2] - 1))
-    return LinearMap("map", start, stop, taps, (stride_h, stride_w), (up_h, up_w))
 
 
 def _scale(size: int, size_out: int, span: str) -> tuple[int, int]:

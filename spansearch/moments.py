@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spansearch.errors import DataError
-from spansearch.linear_maps import LinearMap
+from spansearch.linear_maps import LinearMap, linear_map
 
 _FLOAT64 = torch.float64
 
@@ -119,6 +119,24 @@ class Moments:
                 X, Y = X[kept], Y[kept]
             if len(X):
                 self._join(X, Y)
+
+    def combined(self, matrix: Tensor, stop: str) -> "Moments":
+        """The moments of X matrix' and the targets of one stop: linear in the features, no data is read.
+
+        Args:
+            matrix: (p, d), float64.
+            stop: one of the stops.
+        """
+        columns = self.columns[stop]
+        width = (len(matrix),)
+        made = Moments(
+            {stop: linear_map(width, "vector", (self.maps[stop].d_out,), "vector")}, self.dtype, self.device
+        )
+        made.count = self.count
+        made.mean_x, made.mean_y = matrix @ self.mean_x, self.mean_y[columns].clone()
+        made.gram, made.cross = matrix @ self.gram @ matrix.T, matrix @ self.cross[:, columns]
+        made.square = self.square[columns].clone()
+        return made
 
     def _join(self, X: Tensor, Y: Tensor) -> None:
         n, total = len(X), self.count + len(X)

@@ -87,6 +87,11 @@ class RidgePath:
     def _mean_y(self) -> Tensor:
         return self._decomposition.fit.mean_y[self._decomposition.fit.columns[self._stop]]
 
+    @property
+    def moments(self) -> tuple[Moments, Moments]:
+        """What it was solved from: of the fit and of the held-out rows, perhaps of other stops as well."""
+        return self._decomposition.fit, self._decomposition.held
+
     def module(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The best full linear student as a module from start to stop activations."""
         return self.map.module(self.weight, self.bias, dtype)

@@ -34,7 +34,7 @@ class Screening:
     _decomposed: dict[Hashable, Decomposition] = field(default_factory=dict, repr=False)
 
     def path(self, span: Span, kernel: int = 3) -> RidgePath:
-        """The ridge solutions of a span, every rank of them; ``kernel`` is for maps.
+        """The ridge solutions of a span, every rank of them; ``kernel`` as for ``span_map``.
 
         Raises:
             ValueError: no linear map joins the two activations; says why.
@@ -87,8 +87,20 @@ def _map_or_none(span: Span, kernel: int) -> LinearMap | None:
 
 
 def span_map(span: Span, kernel: int = 3) -> LinearMap:
-    """How a linear student of a span reads its input; ValueError with the reason where there is none."""
-    return linear_map(span.start.shape, span.start.layout, span.stop.shape, span.stop.layout, kernel)
+    """How a linear student of a span reads its input; ValueError with the reason where there is none.
+
+    Tokens are read in windows of ``kernel`` positions, those in front of a position where the span is causal,
+    around it where not. Position by position (kernel 1) they are read where a span mixes none; where the
+    task masks out positions that a window would meet (what stands there when the spliced model runs is
+    anything, and a student is not told); and where the windows' ridge would cost as much as the span.
+    """
+    start, stop = span.start, span.stop
+    ends = (start.shape, start.layout, stop.shape, stop.layout)
+    found = linear_map(*ends, kernel, span.causal)
+    if found.kind != "tokens":
+        return found
+    costs_less = 2 * found.rows * found.d_in * found.d_out < span.flops
+    return found if costs_less and not span.alone else linear_map(*ends, 1)
 
 
 def summary(paths: dict[Span, RidgePath]) -> list[tuple[Span, float, float | None]]:

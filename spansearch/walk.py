@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from spansearch.calibration import Calibration, Ran, ReachedError
 from spansearch.errors import SpanError
 from spansearch.layer_moments import Pair, gathered, watched
 from spansearch.layers import is_layer
-from spansearch.spans import CutPoint, Spans, copy_model, splice
+from spansearch.spans import CutPoint, Span, Spans, copy_model, splice
 from spansearch.spans.approach import Approach, approached
 from spansearch.spans.hidden import put
 from spansearch.spans.taps import Tap
@@ -139,7 +140,8 @@ class Walk:
         if prefix is None:
             return {name: copy_model(model).eval() for name, model in models.items()}
         return {
-            name: splice(model, {prefix: _Feed(self._came[name])}).eval() for name, model in models.items()
+            name: splice(model, {_of_shape(prefix, self._came[name][0]): _Feed(self._came[name])}).eval()
+            for name, model in models.items()
         }
 
     def _run(self, models: Mapping[str, nn.Module]) -> Iterator[Ran]:
@@ -149,7 +151,7 @@ class Walk:
                     module.number = 0
         return self.calibration.run(*models.values())
 
-    def _prefix(self, point: CutPoint) -> Any:
+    def _prefix(self, point: CutPoint) -> Span | None:
         """The span from the first cut point of the whole network to this one; None where there is none."""
         cuts = self.found.cuts
         if not cuts or point not in cuts or point == cuts[0] or not self.found.numbered(point):
@@ -158,6 +160,12 @@ class Walk:
             return self.found[cuts[0].name, point.name]
         except SpanError:
             return None
+
+
+def _of_shape(prefix: Span, came: Tensor) -> Span:
+    """The same where features at its stop were let go."""
+    shape = (prefix.plan.stop_shape[0], *came.shape[1:])
+    return replace(prefix, plan=replace(prefix.plan, stop_shape=shape))
 
 
 def _stop_at(point: CutPoint, model: nn.Module) -> Any:

@@ -19,7 +19,7 @@ from spansearch.evaluate import Evaluator
 from spansearch.evidence import Evidence
 from spansearch.record import Recording, record
 from spansearch.screen import Screening
-from spansearch.spans import Span, Spans, Verifier, find_spans
+from spansearch.spans import Reach, Span, Spans, Verifier, find_spans
 from spansearch.spans.structure import flatten
 from spansearch.task import SPLITS, Task
 
@@ -86,9 +86,13 @@ class Workbench:
 
     @cached_property
     def found(self) -> Spans:
-        """Every legal span of the teacher."""
+        """Every legal span of the teacher. Students read no positions that the task masks out."""
         args, kwargs = arguments(self.examples[0])
-        return find_spans(self.teacher, *args, **kwargs)
+        found = find_spans(self.teacher, *args, **kwargs)
+        tokens = any(point.layout == "tokens" for point in found.ordered_points)
+        if not tokens or not self.masked:
+            return found
+        return found.readable(Reach.BEFORE if self.padded_behind else Reach.ALONE)
 
     @cached_property
     def spans(self) -> Spans:
@@ -103,6 +107,12 @@ class Workbench:
         """Does the task mask out positions of a calibration batch?"""
         masks = (self.task.positions(batch) for batch in self.task.batches("calibration"))
         return any(mask is not None and not bool(mask.all()) for mask in masks)
+
+    @cached_property
+    def padded_behind(self) -> bool:
+        """Does every position in front of one that counts count as well, in the calibration batches?"""
+        masks = (self.task.positions(batch) for batch in self.task.batches("calibration"))
+        return all(mask is None or bool((mask[:, 1:] <= mask[:, :-1]).all()) for mask in masks)
 
     def require_legal_span(self, spans: Sequence[Span]) -> None:
         """Raise SpanError with the reasons where every span is refused; replays until one is not."""

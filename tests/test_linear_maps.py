@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -43,11 +44,47 @@ def test_map_to_map_is_the_convolution_of_its_module(channels, size, up, stride,
     assert m.kind == ("pooled" if out == (1, 1) != size else "map")
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    length=st.integers(1, 7),
+    kernel=st.sampled_from([1, 3, 5]),
+    causal=st.booleans(),
+    n=st.integers(1, 3),
+)
+def test_tokens_to_tokens_is_a_convolution_over_the_positions(channels, length, kernel, causal, n):
+    m = linear_map((length, channels[0]), "tokens", (length, channels[1]), "tokens", kernel, causal)
+    _check_modules(m, n, rank=2)
+    taps = m.kernel[0]
+    assert taps == min(kernel, length if causal else 2 * length - 1)
+    weight, bias, x = (
+        _double(m.d_out, m.d_in),
+        _double(m.d_out, seed=1),
+        _double(n, length, channels[0], seed=2),
+    )
+    before, after = (taps - 1, 0) if causal else (taps // 2, taps // 2)
+    padded = F.pad(x.transpose(1, 2), (before, after))
+    expected = F.conv1d(padded, weight.view(m.d_out, channels[0], taps), bias).transpose(1, 2)
+    made = m.module(weight, bias, torch.float64)(x)
+    torch.testing.assert_close(made, expected)
+    assert made.is_contiguous()
+
+
+def test_a_causal_window_reads_nothing_that_comes_later():
+    m = linear_map((6, 2), "tokens", (6, 3), "tokens", 3, causal=True)
+    student, x = m.module(_double(3, 6), _double(3), torch.float64), _double(1, 6, 2)
+    other = x.clone()
+    other[:, 4:] += 1
+    assert torch.equal(student(other)[:, :4], student(x)[:, :4])
+    assert bool((student(other)[:, 4:] != student(x)[:, 4:]).all())
+
+
 @pytest.mark.parametrize(
     ("start", "layout", "stop", "stop_layout", "kind", "d_in"),
     [
         ((5,), "vector", (3,), "vector", "vector", 5),
-        ((4, 5), "tokens", (4, 3), "tokens", "tokens", 5),
+        ((4, 5), "tokens", (4, 3), "tokens", "tokens", 15),
+        ((1, 5), "tokens", (1, 3), "tokens", "tokens", 5),
         ((4, 5), "tokens", (3,), "vector", "summary", 10),
         ((1, 5), "tokens", (3,), "vector", "summary", 10),
         ((5, 4, 6), "map", (3,), "vector", "pooled", 20),
@@ -74,8 +111,13 @@ def test_pooled_and_summary_features_are_what_they_say():
 
 
 def test_tokens_of_another_length_are_read():
-    m = linear_map((4, 5), "tokens", (4, 3), "tokens")
-    assert m.features(_double(2, 9, 5)).shape == (18, 5)
+    for causal in (False, True):
+        m = linear_map((4, 5), "tokens", (4, 3), "tokens", causal=causal)
+        for length in (1, 2, 9):
+            weight, x = _double(3, 15), _double(2, length, 5)
+            assert m.features(x).shape == (2 * length, 15)
+            made = m.module(weight, _double(3), torch.float64)(x)
+            torch.testing.assert_close(m.targets(made), m.features(x) @ weight.T + _double(3))
     assert linear_map((4, 5), "tokens", (3,), "vector").features(_double(2, 9, 5)).shape == (2, 10)
 
 
@@ -85,10 +127,12 @@ def test_tokens_of_another_length_are_read():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_identity_weight_makes_exactly_the_identity(shape, layout, dtype):
     m = linear_map(shape, layout, shape, layout)
-    weight = m.identity_weight()
-    assert weight is not None
-    x = _double(3, *shape).to(dtype)
-    assert torch.equal(m.module(weight, torch.zeros(6), dtype)(x), x)
+    maps = [m, linear_map(shape, layout, shape, layout, causal=True)]
+    for m in maps:
+        weight = m.identity_weight()
+        assert weight is not None
+        x = _double(3, *shape).to(dtype)
+        assert torch.equal(m.module(weight, torch.zeros(6), dtype)(x), x)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +178,8 @@ def test_reading_is_shared_by_stops_that_read_alike_only():
     assert same.reading != linear_map(start, "map", (5, 8, 8), "map", kernel=1).reading
     pooled = linear_map(start, "map", (5,), "vector").reading
     assert pooled == linear_map(start, "map", (9, 1, 1), "map").reading
+    windows = [linear_map((5, 3), "tokens", (5, 4), "tokens", k, c) for k in (1, 3) for c in (False, True)]
+    assert len({m.reading for m in windows}) == 3  # of one position none is causal
     assert len({same, linear_map(start, "map", (5, 8, 8), "map")}) == 1
 
 
@@ -165,6 +211,7 @@ def test_module_copies_its_weights_and_draws_no_random_numbers():
         (((3, 4, 4), "map", (3, 6, 4), "map"), "takes 4 pixels to 6"),
         (((3, 4, 4), "map", (3, 4, 4), "map", 2), "odd kernel"),
         (((3, 4, 4), "map", (3, 4, 4), "map", -1), "odd kernel"),
+        (((3, 4), "tokens", (3, 4), "tokens", 2), "odd kernel"),
     ],
 )
 def test_what_has_no_linear_map_is_refused_with_the_reason(args, reason):

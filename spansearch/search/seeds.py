@@ -15,6 +15,7 @@ from spansearch.students import family, refusal, student_cost
 
 RANK_WIDTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 HIDDEN_WIDTHS = (1 / 4, 1 / 2)
+THIN_WIDTHS = (3 / 4, 1 / 2, 3 / 8, 1 / 4)
 Candidate = tuple[float, float, Splice, float]
 """(flops of the spliced model, predicted error, splice, width)."""
 
@@ -26,7 +27,8 @@ def predicted_front(
 
     Every span's identity, ridge and low-rank students are placed by the spliced model's flops and their
     held-out error; the non-dominated ones are proposed, evenly thinned to ``Search.seeds``, cheapest last.
-    Their spans are then proposed with a small non-linear student each: the linear result must not veto it.
+    Then come the teacher's own layers with fewer features, and the spans of that front with a small
+    non-linear student each and with their first steps alone: the linear result must not veto them.
 
     Args:
         flops: of the teacher, for one example.
@@ -44,22 +46,45 @@ def predicted_front(
         candidates = [c for c in candidates if (c[2].start, c[2].stop) not in gone]
     front = _thinned([candidates[i] for i in chosen], space.settings.seeds)
     proposals = [space.encode(splice, width) for _, _, splice, width in reversed(front)]
+    proposals += _of_own_layers(space, refused) if front else []
     for k, ends in enumerate(dict.fromkeys((s.start, s.stop) for _, _, s, _ in reversed(front))):
         width = _within(space, HIDDEN_WIDTHS[k % len(HIDDEN_WIDTHS)])
         beside = _non_linear(space, spans[ends], width)
         if beside is not None:
             proposals.append(space.encode(beside, width))
+        shorter = _student(space, "truncated", spans[ends], width)
+        if shorter is not None:
+            proposals.append(space.encode(shorter, width))
     return proposals
+
+
+def _of_own_layers(space: Space, refused: Callable[[Span], str | None]) -> list[dict[str, Any]]:
+    """The costliest span that can be made thinner, at several widths: they keep most of the teacher."""
+    if "thin" not in space.families:
+        return []
+    for span in sorted(space.spans, key=lambda span: -span.flops):
+        students = {
+            _within(space, width): _student(space, "thin", span, _within(space, width))
+            for width in THIN_WIDTHS
+        }
+        known = {student: width for width, student in students.items() if student is not None}
+        if known and not refused(span):
+            return [space.encode(student, width) for student, width in known.items()]
+    return []
 
 
 def _non_linear(space: Space, span: Span, width: float) -> Splice | None:
     """A small convolutional student of a span, or a bottleneck where there is none; None without either."""
-    for name in ("conv", "mlp"):
-        if name in space.families and not family(name).refuses(span):
-            size = family(name).size(span, width)
-            if not refusal(name, span, size):
-                return Splice(span.start.name, span.stop.name, name, size)
-    return None
+    students = (_student(space, name, span, width) for name in ("conv", "mlp"))
+    return next((student for student in students if student is not None), None)
+
+
+def _student(space: Space, name: str, span: Span, width: float) -> Splice | None:
+    """A family's student of a span; None where it does not take part, fits not, or is not worth building."""
+    if name not in space.families or family(name).refuses(span):
+        return None
+    size = family(name).size(span, width)
+    return None if refusal(name, span, size) else Splice(span.start.name, span.stop.name, name, size)
 
 
 def _within(space: Space, width: float) -> float:

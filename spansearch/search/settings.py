@@ -10,7 +10,17 @@ from spansearch.errors import FamilyError, TaskError
 from spansearch.fit import FitSettings
 from spansearch.students import check_width, family
 
-FAMILIES = ("identity", "ridge", "lowrank", "mlp", "conv")
+FAMILIES = (
+    "identity",
+    "ridge",
+    "lowrank",
+    "separable",
+    "random_features",
+    "truncated",
+    "thin",
+    "mlp",
+    "conv",
+)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Where a network may legally be cut, and how a student takes a span's place."""
 
+from spansearch.spans.causality import Reach
 from spansearch.spans.chains import Chain, Rejected
 from spansearch.spans.copying import copy_model
 from spansearch.spans.find import Span, Spans, find_spans
@@ -15,6 +16,7 @@ __all__ = [
     "Hidden",
     "InPlace",
     "Layout",
+    "Reach",
     "Rejected",
     "Span",
     "Spans",

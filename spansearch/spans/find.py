@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from spansearch.errors import SpanError
+from spansearch.spans.causality import Line, Reach, find_lines
 from spansearch.spans.chains import Chain, Rejected, find_chains, legal_in_both, why_not
 from spansearch.spans.graph import Trace
 from spansearch.spans.hidden import Hidden, hidden_features
@@ -30,6 +31,8 @@ class Span:
         modules: paths of the module calls that a student replaces.
         anchor: of a nested span the nearest cut point of the whole network at or in front of its start.
         found: what it was found with.
+        causal: tokens become as many tokens, and no position depends on later ones.
+        alone: students read each position by itself: none depends on others, or others may be masked out.
     """
 
     start: CutPoint
@@ -38,6 +41,8 @@ class Span:
     flops: int = field(compare=False)
     plan: Plan = field(compare=False, repr=False)
     anchor: CutPoint | None = field(default=None, compare=False, repr=False)
+    causal: bool = field(default=False, compare=False)
+    alone: bool = field(default=False, compare=False)
     found: Spans | None = field(default=None, compare=False, repr=False)
 
     def __deepcopy__(self, memo: Any) -> Span:
@@ -58,6 +63,16 @@ class Span:
         return tuple(hidden for hidden in everything if hidden.ops <= self.plan.ops)
 
 
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What was found out about a model, whatever cut points of it are kept."""
+
+    traced: Trace
+    hidden: tuple[Hidden, ...]
+    leaves: Mapping[str, LeafModule]
+    lines: tuple[Line, ...]
+
+
 class Spans:
     """The legal spans of a model: ``.spans``, ``.rejected``, ``found[start, stop]`` by name.
 
@@ -74,22 +89,20 @@ class Spans:
 
     def __init__(
         self,
-        traced: Trace,
+        known: _Known,
         chains: Sequence[Chain],
         rejected: Sequence[Rejected],
         notes: Sequence[str],
-        hidden: Sequence[Hidden] = (),
-        leaves: Mapping[str, LeafModule] | None = None,
+        readable: Reach = Reach.AROUND,
         whole: Spans | None = None,
     ) -> None:
-        self._trace = traced
+        self._known, self._trace, self._readable = known, known.traced, readable
         self.chains = tuple(chains)
         self.rejected = tuple(rejected)
         self.notes = tuple(notes)
-        self.flops = round(traced.total_flops / traced.batch_size)
-        self.uncounted = traced.uncounted
-        self.hidden = tuple(hidden)
-        self.leaves = dict(leaves or {})
+        self.flops = round(self._trace.total_flops / self._trace.batch_size)
+        self.uncounted = self._trace.uncounted
+        self.hidden, self.leaves = known.hidden, known.leaves
         self.whole = whole or self
 
     @property
@@ -146,7 +159,19 @@ class Spans:
         """The same with the cut points ``choose(chain) -> indices`` of every chain; chains of one go."""
         chosen = ((chain, sorted(choose(chain))) for chain in self.chains)
         chains = [chain.keep(kept) for chain, kept in chosen if len(kept) > 1]
-        return Spans(self._trace, chains, self.rejected, self.notes, self.hidden, self.leaves, self.whole)
+        return self._with(chains)
+
+    def readable(self, reach: Reach) -> Spans:
+        """The same where students may read only so far: of a task that masks positions out, whose padding
+        holds anything. Spans that need more are for students that read each position alone."""
+        return self._with(self.chains, reach)
+
+    def _with(self, chains: Sequence[Chain], readable: Reach | None = None) -> Spans:
+        reach = self._readable if readable is None else readable
+        whole: Spans | None = self.whole
+        if reach != self._readable:
+            whole = None if self.whole is self else self.whole.readable(reach)
+        return Spans(self._known, chains, self.rejected, self.notes, reach, whole)
 
     def numbered(self, point: CutPoint) -> bool:
         """Is the module that a cut point is read at called once, so that its call has one number whatever
@@ -194,7 +219,11 @@ class Spans:
         if start == stop or plan.obstacle is not None:
             return None
         flops = round(plan.removed_flops / self._trace.batch_size)
-        return Span(start, stop, chain.nested, flops, plan, chain.anchor, self)
+        found = (line.between(start, stop) for line in self._known.lines)
+        reach = next((reach for reach in found if reach is not None), Reach.AROUND)
+        alone = reach == Reach.ALONE or reach > self._readable
+        causal = reach < Reach.AROUND
+        return Span(start, stop, chain.nested, flops, plan, chain.anchor, causal, alone, self)
 
     @cached_property
     def _points(self) -> dict[int, CutPoint]:
@@ -224,10 +253,11 @@ def find_spans(model: nn.Module, *args: Any, **kwargs: Any) -> Spans:
     """Find every span of a model that may be replaced, by running it on one real example.
 
     Runs a copy of the model once in eval and once in train mode with gradients on, watching every module
-    call. An activation is a cut point when every path of the autograd graph from the input to the output runs
-    through it (it dominates the output). A pair of activations is a legal span when nothing computed strictly
-    between them is used outside; inside ``x + f(x)`` there is no cut point of the whole network, but ``f`` is
-    a legal nested span. What the two modes disagree on is refused.
+    call, and, where activations are tokens, a few times more with some positions perturbed (causality.py). An
+    activation is a cut point when every path of the autograd graph from the input to the output runs through
+    it (it dominates the output). A pair of activations is a legal span when nothing computed strictly between
+    them is used outside; inside ``x + f(x)`` there is no cut point of the whole network, but ``f`` is a legal
+    nested span. What the two modes disagree on is refused.
 
     Args:
         model: any nn.Module that runs on a real example; not modified.
@@ -256,8 +286,13 @@ def find_spans(model: nn.Module, *args: Any, **kwargs: Any) -> Spans:
     else:
         chains, refused = legal_in_both(chains, other, cut_points(other))
         rejected += refused
-    hidden = hidden_features(traced, model, args, kwargs)
-    return Spans(traced, chains, rejected, notes, hidden, leaf_modules(traced, model))
+    known = _Known(
+        traced,
+        hidden_features(traced, model, args, kwargs),
+        leaf_modules(traced, model),
+        tuple(find_lines(model, args, kwargs, traced, chains)),
+    )
+    return Spans(known, chains, rejected, notes)
 
 
 def _thin(chain: Chain, least: float) -> list[int]:

@@ -1,6 +1,16 @@
 """Families of students; importing this package registers the built-in ones."""
 
-from spansearch.students import conv, identity, lowrank, mlp, ridge, thin, truncated
+from spansearch.students import (
+    conv,
+    identity,
+    lowrank,
+    mlp,
+    random_features,
+    ridge,
+    separable,
+    thin,
+    truncated,
+)
 from spansearch.students.base import (
     Family,
     Fitted,
@@ -26,9 +36,11 @@ __all__ = [
     "identity",
     "lowrank",
     "mlp",
+    "random_features",
     "refusal",
     "register",
     "ridge",
+    "separable",
     "student_cost",
     "thin",
     "truncated",

@@ -78,7 +78,7 @@ def register(name: str) -> Callable[[C], C]:
                 f"{', '.join(_PARTS)}; see spansearch.Family."
             )
         _REGISTRY[name] = made
-        _counted.cache_clear()
+        _announced.cache_clear()
         return cls
 
     return add
@@ -115,11 +115,14 @@ def student_cost(name: str, span: Span, size: int) -> Cost:
     ``cost(span, size)`` that says so.
     """
     own = getattr(family(name), "cost", None)
-    return own(span, size) if own is not None else _counted(name, span, size)
+    if own is not None:
+        return own(span, size)
+    # What a family builds may follow from all of these; spans are compared by their ends alone.
+    return _announced(name, span, size, span.flops, span.causal, span.alone)
 
 
 @lru_cache(maxsize=65536)
-def _counted(name: str, span: Span, size: int) -> Cost:
+def _announced(name: str, span: Span, size: int, *_key: object) -> Cost:
     return announce(lambda: family(name).build(span, size), span.start.shape)
 
 

@@ -37,7 +37,7 @@ class Thin:
 
     def refuses(self, span: Span) -> str | None:
         if not _thinned(span):
-            return "no layer inside it reads features that it alone reads, so none can go"
+            return "thin lets features go that one layer alone reads, and no layer inside the span does"
         return None
 
     def size(self, span: Span, width: float) -> int:

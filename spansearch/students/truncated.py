@@ -37,7 +37,7 @@ class Truncated:
     def refuses(self, span: Span) -> str | None:
         sizes = _sizes(span)
         if not sizes:
-            return "there is no cut point inside it to stop at"
+            return "truncated stops at a cut point inside the span, and there is none"
         reasons = [self._why_not(span, size) for size in sizes]
         return reasons[0] if all(reasons) else None
 

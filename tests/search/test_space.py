@@ -184,9 +184,9 @@ def test_the_fingerprint_is_plain_data_and_names_every_setting_that_matters() ->
 
 def test_families_that_fit_no_span_take_no_part() -> None:
     here = space("mlp")
-    assert here.families == ("identity", "ridge", "lowrank", "mlp")
+    assert here.families == ("identity", "ridge", "lowrank", "random_features", "truncated", "thin", "mlp")
     assert here.distributions["family"] == CategoricalDistribution(here.families)
-    assert here.unfit.keys() == {"conv"} and "conv reads maps" in here.unfit["conv"]
+    assert here.unfit.keys() == {"conv", "separable"} and "conv reads maps" in here.unfit["conv"]
     assert space("cnn").families == space("cnn").settings.families and space("cnn").unfit == {}
 
 

@@ -34,6 +34,21 @@ def _dense(c_in: int, c_hidden: int, c_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(c_in, c_hidden), nn.Tanh(), nn.Linear(c_hidden, c_out))
 
 
+class Neighbours(nn.Module):
+    """A convolution over five positions of tokens, without those behind each if causal."""
+
+    def __init__(self, c_in: int, c_out: int, causal: bool) -> None:
+        super().__init__()
+        self.conv, self.padding = nn.Conv1d(c_in, c_out, 5), (4, 0) if causal else (2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(nn.functional.pad(x.transpose(1, 2), self.padding)).transpose(1, 2)
+
+
+def _mixing(channels: int, hidden: int, causal: bool) -> nn.Sequential:
+    return nn.Sequential(Neighbours(channels, hidden, causal), nn.Tanh(), nn.Linear(hidden, channels))
+
+
 def _pooled(c_in: int, c_out: int) -> nn.Sequential:
     pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(_conv(c_in, 2 * c_in), *pool, nn.Linear(2 * c_in, c_out), nn.Tanh())
@@ -46,6 +61,9 @@ BODIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "vector of one": (lambda: _dense(3, 20, 1), (3,)),
     "tokens": (lambda: _dense(5, 40, 5), (7, 5)),
     "tokens narrower": (lambda: _dense(6, 40, 4), (3, 6)),
+    "tokens mixed": (lambda: _mixing(5, 30, causal=False), (7, 5)),
+    "tokens causal": (lambda: _mixing(5, 30, causal=True), (8, 5)),
+    "two tokens causal": (lambda: _mixing(4, 30, causal=True), (2, 4)),
     "one token": (lambda: _dense(5, 40, 5), (1, 5)),
     "tokens to vector": (lambda: nn.Sequential(_dense(5, 40, 6), MeanToken()), (7, 5)),
     "map": (lambda: nn.Sequential(_conv(4, 12), _conv(12, 4)), (4, 6, 6)),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spansearch.cost import Cost, cost, parameter_count
 from spansearch.errors import FamilyError
 from spansearch.fit import find_rate
+from spansearch.search.settings import FAMILIES
 from spansearch.spans import InPlace, splice
 from spansearch.students import Fitted, families, family, fit_student, refusal, student_cost
 
@@ -23,12 +24,17 @@ REFUSED = (
     {
         ("conv", layout)
         for layout in BODIES
-        if layout.startswith(("vector", "tokens", "pixel")) or layout == "one token"
+        if layout.startswith(("vector", "tokens", "pixel")) or "token" in layout
     }
     | {
         ("mlp", layout)
         for layout in BODIES
         if layout == "map by four" or layout.startswith("map strided")  # one pixel in four would be read
+    }
+    | {
+        ("separable", layout)
+        for layout in BODIES
+        if not layout.startswith(("map", "line")) or layout.startswith("map to ")
     }
     | {
         ("identity", layout)
@@ -37,6 +43,9 @@ REFUSED = (
         not in (
             "vector",
             "tokens",
+            "tokens mixed",
+            "tokens causal",
+            "two tokens causal",
             "one token",
             "map",  # nothing at all; below: pooled
             "pixel",
@@ -89,7 +98,7 @@ def _in_place(name: str) -> bool:
 def test_refusals_are_reasons_and_those_expected(name, layout):
     reason = family(name).refuses(case(layout).span)
     assert reason is None or (isinstance(reason, str) and len(reason) > 10)
-    if name in ("identity", "ridge", "lowrank", "mlp", "conv"):
+    if name in FAMILIES:
         assert (reason is not None) == ((name, layout) in REFUSED), reason
 
 
@@ -175,7 +184,8 @@ def test_width_is_a_size(name, layout):
         counted = [c.flops if _in_place(name) else c.params for c in costs]
         assert sizes == sorted(sizes) and sizes[0] >= 1
         assert counted == sorted(counted) or name == "truncated"  # a ridge map behind may be the dearer part
-        assert sizes[-1] > sizes[0] or at.span.stop.shape == (1,) or name == "truncated"
+        single = (name, layout) == ("separable", "line")  # two filters a channel would cost as much as ridge
+        assert sizes[-1] > sizes[0] or at.span.stop.shape == (1,) or single or name == "truncated"
         for width in (0.0, -0.5, 1.01, float("nan"), float("inf"), None, "wide"):
             with pytest.raises(FamilyError, match=r"width must lie in \(0, 1\]"):
                 family(name).size(at.span, width)

@@ -152,7 +152,7 @@ def registry():
     yield
     base._REGISTRY.clear()
     base._REGISTRY.update(before)
-    base._counted.cache_clear()
+    base._announced.cache_clear()
 
 
 STUDY = """

@@ -1,0 +1,182 @@
+"""Which positions of its input a position of tokens depends on: found out by perturbing the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spansearch.cost import countable
+from spansearch.spans.chains import Chain
+from spansearch.spans.copying import copy_model
+from spansearch.spans.graph import Trace
+from spansearch.spans.points import CutPoint
+from spansearch.spans.randomness import fixed_random
+from spansearch.spans.structure import clone_tensors
+from spansearch.spans.taps import Tap, tapped
+
+ROUNDING = 16
+"""Differences of so many units in the last place are rounding: the replays run the same operators."""
+
+
+class Reach(IntEnum):
+    """What position t of tokens depends on: position t alone, t and those in front of it, or any."""
+
+    ALONE = 0
+    BEFORE = 1
+    AROUND = 2
+
+
+@dataclass(frozen=True)
+class Line:
+    """Cut points of one chain that are tokens of one length, and the reach from each to the next."""
+
+    points: tuple[CutPoint, ...]
+    reaches: tuple[Reach, ...]
+
+    def between(self, start: CutPoint, stop: CutPoint) -> Reach | None:
+        """The widest reach on the way from one point to a later one; None where they are not on the line."""
+        vertices = [point.vertex for point in self.points]
+        if start.vertex not in vertices or stop.vertex not in vertices:
+            return None
+        first, last = vertices.index(start.vertex), vertices.index(stop.vertex)
+        return max(self.reaches[first:last]) if first < last else None
+
+
+def find_lines(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], traced: Trace, chains: Sequence[Chain]
+) -> list[Line]:
+    """The tokens of a model's chains with their reaches.
+
+    Every cut point is set to what it is on the example, with noise on the positions from some position on.
+    Where nothing in front of that changes at the next cut point, no position depends on later ones. Then the
+    other way round. The position differs from example to example, so that neither windows that happen to end
+    there nor padding hide a dependence in all of them.
+
+    Args:
+        model: not modified: a copy runs, in eval mode, once and then twice for every level of nesting.
+        args, kwargs: the example it was traced on.
+        traced, chains: of the model in eval mode.
+
+    Never raises: what cannot be run is taken to depend on all positions.
+    """
+    lines = [line for chain in chains for line in _lines(chain)]
+    if not lines:
+        return []
+    found = []
+    try:
+        replay = _Replay(model, args, kwargs, lines)
+        for group in _apart(lines, traced):
+            from_later, from_earlier = replay.changed(group, later=True), replay.changed(group, later=False)
+            for line in group:
+                reaches = (
+                    Reach.AROUND if v in from_later else Reach.BEFORE if v in from_earlier else Reach.ALONE
+                    for v in (point.vertex for point in line.points[1:])
+                )
+                found.append(replace(line, reaches=tuple(reaches)))
+    except Exception:  # whatever a model raises where its activations are no longer those it made
+        return lines
+    return found
+
+
+def _lines(chain: Chain) -> Iterable[Line]:
+    """The tokens of a chain by their length, those of one position and those alone in theirs left out."""
+    by_length: dict[int, list[CutPoint]] = {}
+    for point in chain.points:
+        if point.layout == "tokens" and point.shape[0] > 1:
+            by_length.setdefault(point.shape[0], []).append(point)
+    for points in by_length.values():
+        if len(points) > 1:
+            yield Line(tuple(points), (Reach.AROUND,) * (len(points) - 1))
+
+
+def _apart(lines: Sequence[Line], traced: Trace) -> list[list[Line]]:
+    """Groups of lines none of which runs inside another one: points held still there would hide its reach."""
+    inside = [
+        set[int]().union(*(traced.graph.between(a.vertex, b.vertex) for a, b in pairwise(line.points)))
+        for line in lines
+    ]
+    groups: list[list[int]] = []
+    for k, line in enumerate(lines):
+        own = {point.vertex for point in line.points}
+        for group in groups:
+            others = {point.vertex for other in group for point in lines[other].points}
+            if not (others & inside[k]) and not any(own & inside[other] for other in group):
+                group.append(k)
+                break
+        else:
+            groups.append([k])
+    return [[lines[k] for k in group] for group in groups]
+
+
+class _Replay:
+    """A model run on its example again and again, with cut points on lines set to something else."""
+
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], lines: Sequence[Line]
+    ) -> None:
+        self.model, self.given = copy_model(model).eval(), (args, kwargs)
+        self.recorded = {point.vertex: Tap(point) for line in lines for point in line.points}
+        taps = self.recorded.values()
+        self._run(taps, origins=any(tap.place.side == "in" and tap.place.path for tap in taps))
+
+    def changed(self, lines: Sequence[Line], later: bool) -> set[int]:
+        """Vertices that change in front of the noise (``later``: from some position on) or behind it."""
+        watched = {point.vertex: Tap(point) for line in lines for point in line.points[1:]}
+        forced = {}
+        generator = torch.Generator().manual_seed(0)
+        for point in (point for line in lines for point in line.points[:-1]):
+            tap = self.recorded[point.vertex]
+            value = _noisy(_value(tap), later, generator)
+            # Written where glue makes it, what the tap reads would be what was written.
+            forced[point.vertex] = Tap(point, value, None if point.vertex in watched else tap.origin)
+        self._run([*watched.values(), *forced.values()])  # in this order: read, then written
+        return {
+            vertex
+            for vertex, tap in watched.items()
+            if _differ(_value(tap), _value(self.recorded[vertex]), later)
+        }
+
+    def _run(self, taps: Iterable[Tap], origins: bool = False) -> None:
+        args, kwargs = clone_tensors(self.given)  # the model may work in place
+        with torch.no_grad(), fixed_random(), countable(), tapped(self.model, taps, origins):
+            self.model(*args, **kwargs)
+
+
+def _value(tap: Tap) -> Tensor:
+    if tap.value is None:
+        raise RuntimeError("the forward pass did not come by")  # caught above
+    return tap.value
+
+
+def _later(x: Tensor) -> Tensor:
+    """Bool (N, T, 1): the positions from some position on, at least one and not all; another for each
+    example."""
+    share = (0.5 + 0.618 * torch.arange(len(x))) % 1.0
+    first = 1 + (share * (x.shape[1] - 1)).long()
+    return (torch.arange(x.shape[1]) >= first[:, None])[..., None].to(x.device)
+
+
+def _noisy(x: Tensor, later: bool, generator: torch.Generator) -> Tensor:
+    spread = float(x.float().std()) or 1.0
+    noise = spread * torch.randn(x.shape, generator=generator)
+    return torch.where(_later(x) == later, x + noise.to(x), x)
+
+
+def _differ(x: Tensor, before: Tensor, later: bool) -> bool:
+    """Do two activations differ where there was no noise, by more than rounding?"""
+    if x.shape != before.shape:
+        return True
+    still = (_later(x) != later).expand_as(x)
+    value, wanted = x[still].double(), before[still].double()
+    finite = wanted.isfinite()
+    if not torch.equal(value.isfinite(), finite):
+        return True
+    value, wanted = value[finite], wanted[finite]
+    size = wanted.abs()
+    return bool(((value - wanted).abs() > ROUNDING * torch.finfo(x.dtype).eps * (size + size.mean())).any())
