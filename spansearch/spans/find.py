@@ -12,6 +12,7 @@ from torch import nn
 from spansearch.errors import SpanError
 from spansearch.spans.chains import Chain, Rejected, find_chains, legal_in_both, why_not
 from spansearch.spans.graph import Trace
+from spansearch.spans.masks import Mask
 from spansearch.spans.plan import Plan, make_plan
 from spansearch.spans.points import CutPoint, cut_points
 from spansearch.spans.trace import trace
@@ -27,6 +28,8 @@ class Span:
         flops: of what a splice removes, for one example.
         modules: paths of the module calls that a student replaces.
         anchor: of a nested span the nearest cut point of the whole network at or in front of its start.
+        masks: attention masks that reach what is replaced; students that attend are given what they say.
+        mask_obstacle: why they cannot be, where a mask is not understood or comes too late; else None.
     """
 
     start: CutPoint
@@ -43,6 +46,14 @@ class Span:
     @property
     def modules(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(call.path for call in self.plan.calls))
+
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        return self.plan.masks
+
+    @property
+    def mask_obstacle(self) -> str | None:
+        return self.plan.mask_obstacle
 
 
 class Spans:
