@@ -10,7 +10,7 @@ from spansearch.errors import FamilyError, TaskError
 from spansearch.fit import FitSettings
 from spansearch.students import check_width, family
 
-FAMILIES = ("identity", "ridge", "lowrank", "mlp", "conv")
+FAMILIES = ("identity", "ridge", "lowrank", "mlp", "conv", "attention")
 
 
 @dataclass(frozen=True)

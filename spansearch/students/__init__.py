@@ -1,10 +1,11 @@
 """Families of students; importing this package registers the built-in ones."""
 
-from spansearch.students import conv, identity, lowrank, mlp, ridge
+from spansearch.students import attention, conv, identity, lowrank, mlp, ridge
 from spansearch.students.base import (
     Family,
     Fitted,
     Init,
+    attends,
     check_width,
     families,
     family,
@@ -18,6 +19,8 @@ __all__ = [
     "Family",
     "Fitted",
     "Init",
+    "attends",
+    "attention",
     "check_width",
     "conv",
     "families",

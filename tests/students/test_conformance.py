@@ -37,6 +37,7 @@ REFUSED = (
         not in (
             "vector",
             "tokens",
+            "tokens attended",
             "one token",
             "map",  # nothing at all; below: pooled
             "pixel",
@@ -45,6 +46,8 @@ REFUSED = (
         )
     }
 )
+REFUSED |= {("attention", layout) for layout in BODIES if not layout.startswith("tokens")}
+REFUSED |= {("attention", "tokens to vector")}
 FITTING = [pair for pair in PAIRS if pair not in REFUSED]
 
 
@@ -85,7 +88,7 @@ def _run(student: nn.Module, x: Tensor) -> Tensor:
 def test_refusals_are_reasons_and_those_expected(name, layout):
     reason = family(name).refuses(case(layout).span)
     assert reason is None or (isinstance(reason, str) and len(reason) > 10)
-    if name in ("identity", "ridge", "lowrank", "mlp", "conv"):
+    if name in ("identity", "ridge", "lowrank", "mlp", "conv", "attention"):
         assert (reason is not None) == ((name, layout) in REFUSED), reason
 
 
