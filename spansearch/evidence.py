@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spansearch.aim import Aim, find_aim
-from spansearch.calibration import PARTS, Calibration
+from spansearch.calibration import PARTS, Calibration, Part
 from spansearch.fit import FitData, held_out_error
 from spansearch.layer_moments import Pair, layer_moments
+from spansearch.masks import record_masks
 from spansearch.ridge import RidgePath
 from spansearch.screen import Screening
 from spansearch.spans import CutPoint, InPlace, Span, splice
@@ -31,6 +34,7 @@ class Evidence:
     teacher: nn.Module
     screening: Screening
     calibration: Calibration
+    _masks: dict[Hashable, dict[Part, Tensor | None]] = field(default_factory=dict, repr=False)
 
     _aims: dict[tuple[str, str], Aim | None] = field(default_factory=dict, repr=False)
     _layers: dict[str, Pair] = field(default_factory=dict, repr=False)
@@ -88,4 +92,13 @@ class Evidence:
         x, y = recording.pair(span.start.name, span.stop.name, "fit")
         x_held, y_held = recording.pair(span.start.name, span.stop.name, "held_out")
         keep, keep_held = (recording.positions(span.stop, part) for part in PARTS)
-        return FitData(x, y, x_held, y_held, keep, keep_held, self.device)
+        masks = partial(self._mask, span) if span.masks else None
+        return FitData(x, y, x_held, y_held, keep, keep_held, self.device, masks)
+
+    def _mask(self, span: Span, part: Part) -> Tensor | None:
+        """What a student of the span that attends gets with the examples of a part, recorded when first asked
+        for; spans whose masks are the same tensors share it."""
+        key = tuple((mask.reading, mask.places[-1]) for mask in span.masks)
+        if key not in self._masks:
+            self._masks[key] = record_masks(self.calibration, self.teacher, span.masks)
+        return self._masks[key][part]

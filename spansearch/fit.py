@@ -10,7 +10,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from spansearch.calibration import Part
 from spansearch.errors import DataError, TaskError
+from spansearch.spans.masks import takes_mask
 
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 CHUNK = 256  # examples looked at together where no gradient is needed
@@ -50,6 +52,10 @@ class FitSettings:
             raise TaskError(f"FitSettings: rates must be one or more finite numbers > 0, got {self.rates}.")
 
 
+Rows = tuple[tuple[Tensor | None, ...], Tensor, Tensor | None]
+"""(inputs, y, keep) of some examples, on the device: ``student(*inputs)`` is to be ``y`` where ``keep``."""
+
+
 @dataclass(frozen=True, eq=False)
 class FitData:
     """What a span was seen to do, as recorded: on the CPU, in the dtype of storage, perhaps on disk.
@@ -59,6 +65,7 @@ class FitData:
         x_held, y_held: the same, held out.
         keep, keep_held: bool (n, T) where only some positions of the tokens that come out count, else None.
         device: where fitting takes place; examples are moved there, as float32, when they are used.
+        masks: for students that attend: gives, of a part, their mask (n or 1, 1, T or 1, T) or None.
     """
 
     x: Tensor
@@ -68,6 +75,7 @@ class FitData:
     keep: Tensor | None = None
     keep_held: Tensor | None = None
     device: torch.device | str = "cpu"
+    masks: Callable[[Part], Tensor | None] | None = None
 
     @cached_property
     def mean(self) -> Tensor:
@@ -104,22 +112,34 @@ class FitData:
         floor = 1e-12 * float(raw.mean()) / max(1, count)
         return mean[:, None, None] if self.y.ndim == 4 else mean, max(variance, floor, 1e-30)
 
-    def fit_batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(x, y, keep) of the fit examples with these indices (b,), on the device."""
-        return self._moved(self.x[indices]), self._moved(self.y[indices]), self._kept(self.keep, indices)
+    def fit_batch(self, indices: Tensor, student: nn.Module) -> Rows:
+        """The fit examples with these indices (b,)."""
+        x = self._moved(self.x[indices])
+        return self._rows(student, "fit", x, self._moved(self.y[indices]), indices)
 
-    def fit_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """(x, y, keep) of the fit examples in their order, some at a time, on the device."""
+    def fit_batches(self, student: nn.Module | None = None) -> Iterator[Rows]:
+        """The fit examples in their order, some at a time."""
         for rows in _slices(len(self.y)):
             x = self.x[rows].to(self.device, torch.float32, copy=True)  # as below
-            yield x, self._moved(self.y[rows]), self._kept(self.keep, rows)
+            yield self._rows(student, "fit", x, self._moved(self.y[rows]), rows)
 
-    def held_out_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """(x, y, keep) of the held-out examples, some at a time, on the device."""
+    def held_out_batches(self, student: nn.Module | None = None) -> Iterator[Rows]:
+        """The held-out examples, some at a time."""
         for rows in _slices(len(self.y_held)):
             # a copy: a student that works in place must not reach the recording
             x = self.x_held[rows].to(self.device, torch.float32, copy=True)
-            yield x, self._moved(self.y_held[rows]), self._kept(self.keep_held, rows)
+            yield self._rows(student, "held_out", x, self._moved(self.y_held[rows]), rows)
+
+    def _rows(
+        self, student: nn.Module | None, part: Part, x: Tensor, y: Tensor, rows: Tensor | slice
+    ) -> Rows:
+        keep = self._kept(self.keep if part == "fit" else self.keep_held, rows)
+        if student is None or not takes_mask(student):
+            return (x,), y, keep
+        mask = None if self.masks is None else self.masks(part)
+        if mask is not None:
+            mask = (mask if len(mask) == 1 else mask[rows]).to(self.device)
+        return (x, mask), y, keep
 
     def held_out_total(self, made: Tensor, rows: slice) -> float:
         """Summed squared error of outputs for some of the held-out examples, over what counts."""
@@ -193,8 +213,8 @@ def fit_by_gradient(
     curve, best_state, since_best, steps, stopped = [best], _state(student), 0, 0, "steps"
     student.train()
     for indices in _batches(len(data.x), settings, generator):
-        x, y, keep = data.fit_batch(indices)
-        error = _per_channel(student(x) - y, keep).square()
+        inputs, y, keep = data.fit_batch(indices, student)
+        error = _per_channel(student(*inputs) - y, keep).square()
         # not mean(): a batch may have no position that counts
         loss = error.sum() / (max(1, error.numel()) * data.variance)
         optimizer.zero_grad(set_to_none=True)
@@ -225,7 +245,8 @@ def held_out_error(student: nn.Module, data: FitData) -> float:
     """
     was_training = student.training
     student.eval()
-    error = sum(_total((student(x) - y).square(), keep) for x, y, keep in data.held_out_batches())
+    batches = data.held_out_batches(student)
+    error = sum(_total((student(*inputs) - y).square(), keep) for inputs, y, keep in batches)
     student.train(was_training)
     return error / data.held_out_spread
 

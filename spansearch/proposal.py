@@ -21,7 +21,7 @@ from spansearch.recipe import Recipe, Splice
 from spansearch.search import RidgeRule, Search, Space, audited
 from spansearch.spans import Span, splice
 from spansearch.store import StudentFiles
-from spansearch.students import family, fit_student, refusal, student_cost
+from spansearch.students import attends, family, fit_student, refusal, student_cost
 from spansearch.workbench import Workbench
 
 State = Literal["complete", "pruned", "failed"]
@@ -129,6 +129,8 @@ class Proposals:
         if reason is None:
             with _added(seconds, "evaluating"):
                 reason = self.bench.refusal(span)
+        if reason is None and attends(one.family):
+            reason = self.bench.attention_refusal(span)
         if reason:
             return Outcome("pruned", details={**details, "reason": reason})
         details["width"] = self.space.width(one)

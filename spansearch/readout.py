@@ -65,11 +65,11 @@ def _moments(student: nn.Module, layer: Layer, data: FitData) -> tuple[Moments, 
     q, d = weight_of(layer).shape
     maps, found = {"y": linear_map((d,), "vector", (q,), "vector")}, []
     try:
-        for batches in (data.fit_batches(), data.held_out_batches()):
+        for batches in (data.fit_batches(student), data.held_out_batches(student)):
             moments = Moments(maps, device=data.device)
-            for x, y, keep in batches:
+            for inputs, y, keep in batches:
                 seen.clear()
-                student(x)
+                student(*inputs)
                 read, made = seen[-1]
                 X, Y = features(layer, read), targets(layer, y.reshape(made.shape))
                 moments.add(X, {"y": Y}, keep if keep is not None and keep.numel() == len(X) else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -92,7 +92,7 @@ class Workbench:
         tokens = any(point.layout == "tokens" for point in found.ordered_points)
         if not tokens or not self.masked:
             return found
-        return found.readable(Reach.BEFORE if self.padded_behind else Reach.ALONE)
+        return found.readable(Reach.BEFORE if not self.masked_in_front else Reach.ALONE)
 
     @cached_property
     def spans(self) -> Spans:
@@ -105,14 +105,16 @@ class Workbench:
     @cached_property
     def masked(self) -> bool:
         """Does the task mask out positions of a calibration batch?"""
-        masks = (self.task.positions(batch) for batch in self.task.batches("calibration"))
-        return any(mask is not None and not bool(mask.all()) for mask in masks)
+        return any(not bool(mask.all()) for mask in self._masks())
 
     @cached_property
-    def padded_behind(self) -> bool:
-        """Does every position in front of one that counts count as well, in the calibration batches?"""
+    def masked_in_front(self) -> bool:
+        """Does it mask out positions in front of some that count, where causal students would read them?"""
+        return any(bool((mask[:, 1:] & ~mask[:, :-1]).any()) for mask in self._masks())
+
+    def _masks(self) -> Iterator[torch.Tensor]:
         masks = (self.task.positions(batch) for batch in self.task.batches("calibration"))
-        return all(mask is None or bool((mask[:, 1:] <= mask[:, :-1]).all()) for mask in masks)
+        return (mask for mask in masks if mask is not None)
 
     def require_legal_span(self, spans: Sequence[Span]) -> None:
         """Raise SpanError with the reasons where every span is refused; replays until one is not."""
@@ -158,6 +160,15 @@ class Workbench:
             except SpanError as error:
                 self._verified[span] = str(error)
         return self._verified[span]
+
+    def attention_refusal(self, span: Span) -> str | None:
+        """Why students that attend would read what the task masks out, or None."""
+        if span.masks or not self.masked or (span.causal and not self.masked_in_front):
+            return None
+        return (
+            f"{span.name}: the task masks out positions, but no attention mask reaches what is replaced, so "
+            "a student that attends would read them"
+        )
 
     @cached_property
     def validation(self) -> Evaluator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,24 @@ def test_a_span_from_masked_tokens_to_a_vector_is_refused(tmp_path):
     assert "students would read positions that are masked out" in str(bench.refusal(ends))
     unmasked = _bench(tmp_path, _task(mask=lambda batch: torch.ones_like(batch["keep"])), resolution=0.001)
     assert unmasked.refusal(unmasked.spans[ends.start.name, ends.stop.name]) is None
+
+
+def test_students_that_attend_are_refused_where_they_would_read_what_is_masked_out(tmp_path):
+    def refused(positions: Any, **changes: Any) -> str | None:
+        bench = _bench(tmp_path, _task(mask=lambda batch: positions(batch["keep"])), resolution=0.001)
+        span = next(s for s in bench.spans if s.start.layout == s.stop.layout == "tokens")
+        assert not span.masks
+        there = copy.copy(span)
+        for name, value in changes.items():
+            object.__setattr__(there, name, value)
+        return bench.attention_refusal(there)
+
+    behind = torch.arange(5) < 3
+    assert refused(torch.ones_like) is None
+    assert "no attention mask reaches" in refused(lambda keep: keep)
+    assert "no attention mask reaches" in refused(behind.expand_as, causal=False)
+    assert refused(behind.expand_as, causal=True) is None  # no position that counts reads behind itself
+    assert "no attention mask reaches" in refused(behind.flip(0).expand_as, causal=True)
 
 
 def test_a_teacher_that_cannot_be_called_with_the_batch_is_told_about_forward(tmp_path):

@@ -20,6 +20,7 @@ FAMILIES = (
     "thin",
     "mlp",
     "conv",
+    "attention",
 )
 
 

@@ -15,6 +15,7 @@ from spansearch.spans.chains import Chain, Rejected, find_chains, legal_in_both,
 from spansearch.spans.graph import Trace
 from spansearch.spans.hidden import Hidden, hidden_features
 from spansearch.spans.landing import LeafModule, landing_on, leaf_modules, operator_of
+from spansearch.spans.masks import Mask
 from spansearch.spans.plan import Plan, make_plan
 from spansearch.spans.points import CutPoint, cut_points
 from spansearch.spans.trace import trace
@@ -33,6 +34,8 @@ class Span:
         found: what it was found with.
         causal: tokens become as many tokens, and no position depends on later ones.
         alone: students read each position by itself: none depends on others, or others may be masked out.
+        masks: attention masks that reach what is replaced; students that attend are given what they say.
+        mask_obstacle: why they cannot be, where a mask is not understood or comes too late; else None.
     """
 
     start: CutPoint
@@ -61,6 +64,14 @@ class Span:
         """The hidden features that lie wholly inside, in the order in which they are read."""
         everything = self.found.hidden if self.found is not None else ()
         return tuple(hidden for hidden in everything if hidden.ops <= self.plan.ops)
+
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        return self.plan.masks
+
+    @property
+    def mask_obstacle(self) -> str | None:
+        return self.plan.mask_obstacle
 
 
 @dataclass(frozen=True, eq=False)

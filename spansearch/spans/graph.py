@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from spansearch.spans.dominators import Digraph
+from spansearch.spans.masks import SeenMasks
 from spansearch.spans.structure import Structure
 
 Key = tuple[int, int]
@@ -84,6 +85,7 @@ class Trace:
     uncounted: tuple[str, ...]
     batch_size: int
     source: int | None  # the vertex of the model's own input, where it is one floating-point tensor
+    masks: SeenMasks = field(default_factory=SeenMasks)  # attention masks; not looked for in train mode
 
     def is_inside(self, call: int, other: int) -> bool:
         """Does a call take place during another one?"""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from spansearch.spans.graph import Call, Leaf, Trace
+from spansearch.spans.masks import Mask
 from spansearch.spans.points import CutPoint, Place
 from spansearch.spans.structure import Structure
 
@@ -60,7 +61,9 @@ class Plan:
         ops: vertices of everything computed between start and stop.
         removed_flops: of ``calls``, for the whole batch.
         start_shape, stop_shape: as traced, with the batch dimension.
-        totals: how often each module that ``capture`` or ``emit`` names is called.
+        totals: how often each module that ``capture``, ``emit`` or ``masks`` names is called.
+        masks: of the first replaced call that is given any, as far as known before the student runs.
+        mask_obstacle: why it cannot be said what they mask out, or None.
     """
 
     obstacle: str | None
@@ -75,6 +78,8 @@ class Plan:
     start_shape: tuple[int, ...]
     stop_shape: tuple[int, ...]
     totals: dict[str, int]
+    masks: tuple[Mask, ...] = ()
+    mask_obstacle: str | None = None
 
 
 def make_plan(traced: Trace, start: CutPoint, stop: CutPoint) -> Plan:
@@ -97,6 +102,10 @@ def make_plan(traced: Trace, start: CutPoint, stop: CutPoint) -> Plan:
         obstacle = f"no module call lies wholly between {start.name} and {stop.name}"
     elif route is None and not capture:
         obstacle = f"no module call reads {start.name} before {stop.name} is made, so no student could either"
+    due = replaced[0] if route else max((place.call for place in capture), default=-1)
+    masks = _masks(traced, start, sorted([*replaced, *vanished]), due)
+    known = masks if isinstance(masks, tuple) else ()
+    places = (*start.places, *stop.places, *(place for mask in known for place in mask.places))
     return Plan(
         obstacle,
         tuple(
@@ -117,8 +126,33 @@ def make_plan(traced: Trace, start: CutPoint, stop: CutPoint) -> Plan:
         sum(traced.calls[index].flops for index in replaced),
         traced.activations[start.vertex].shape,
         traced.activations[stop.vertex].shape,
-        {place.path: traced.call_counts[place.path] for place in (*start.places, *stop.places)},
+        {place.path: traced.call_counts[place.path] for place in places},
+        known,
+        masks if isinstance(masks, str) else None,
     )
+
+
+def _masks(traced: Trace, start: CutPoint, calls: Sequence[int], due: int) -> tuple[Mask, ...] | str:
+    """The masks of the first of these calls that is given any, and where calls up to ``due`` are given
+    the same tensors; or why students cannot be given them."""
+    found = traced.masks.given_to(calls, start.shape[0]) if start.layout == "tokens" else None
+    if found is None:
+        return ()
+    masks = []
+    for key in found[1]:
+        reading = traced.masks.readings.get(key, "a mask reaches no module together with tokens")
+        if isinstance(reading, str):
+            return reading
+        places = tuple(
+            Place(traced.calls[index].path, traced.calls[index].number, "in", leaf, index)
+            for index in range(due, -1, -1)
+            for leaf, other in traced.masks.by_call.get(index, ())
+            if other == key and traced.calls[index].path  # users pass the model's own arguments in any order
+        )
+        if not places:
+            return f"the mask that {traced.calls[found[0]].path} is given is made after {start.name} is read"
+        masks.append(Mask(reading, places))
+    return tuple(masks)
 
 
 def _captures(traced: Trace, start: CutPoint, emit: Place) -> tuple[Place, ...]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spansearch.errors import SpanError
+from spansearch.spans.masks import Mask, combined, takes_mask
 from spansearch.spans.structure import flatten, unflatten
 
 
@@ -18,8 +19,14 @@ class Relay:
     The student is a child of ``home``, under the name ``key``: a later splice may replace it there.
     """
 
-    def __init__(self, name: str, start_shape: tuple[int, ...], stop_shape: tuple[int, ...]) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        start_shape: tuple[int, ...],
+        stop_shape: tuple[int, ...],
+        masks: tuple[Mask, ...] = (),
+    ) -> None:
+        self.name, self.masks = name, masks
         self.start_shape, self.stop_shape = start_shape, stop_shape
         self.home: nn.Module | None = None
         self.key = ""
@@ -27,7 +34,8 @@ class Relay:
 
     def run(self, x: Tensor) -> Tensor:
         """The student's output, checked, in memory of its own."""
-        y = getattr(self.home, self.key)(x)
+        student = getattr(self.home, self.key)
+        y = student(x, self._mask()) if takes_mask(student) else student(x)
         if not isinstance(y, Tensor):
             self._complain(type(y).__name__)
         elif not self._fits(x, y):
@@ -39,6 +47,24 @@ class Relay:
     def capture(self, x: Tensor) -> None:
         """Run the student now, for later."""
         self._here.value = self.run(x)
+
+    def give_mask(self, number: int, given: Any) -> None:
+        """What stands in the place of the span's mask ``number`` in this pass."""
+        self._here.masks = {**getattr(self._here, "masks", {}), number: given}
+
+    def _mask(self) -> Tensor | None:
+        """The mask for the student, once."""
+        given = getattr(self._here, "masks", {})
+        self._here.masks = {}
+        if len(given) < len(self.masks):
+            raise SpanError(
+                f"{self.name}: the student is due before the attention mask of {self._mask_path(given)} was "
+                "seen. The forward pass took another way than when the model was traced."
+            )
+        return combined(self.masks, given)
+
+    def _mask_path(self, given: dict[int, Any]) -> str:
+        return next(mask.places[0].path for k, mask in enumerate(self.masks) if k not in given)
 
     def take(self) -> Tensor:
         """The student's output, once."""
@@ -54,6 +80,7 @@ class Relay:
     def forget(self) -> None:
         """Drop what an aborted forward pass left."""
         self._here.value = None
+        self._here.masks = {}
 
     def _fits(self, x: Tensor, y: Tensor) -> bool:
         if y.ndim != len(self.stop_shape):
@@ -124,6 +151,20 @@ class CaptureHook:
     def _capture(self, structure: Any) -> None:
         if self.counter.next() == self.number:
             self.relay.capture(flatten(structure)[0][self.leaf])
+
+
+class MaskHook:
+    """Reads an attention mask where a module is given it."""
+
+    def __init__(self, relay: Relay, mask: int, number: int, total: int, leaf: int) -> None:
+        self.relay, self.mask, self.number, self.leaf = relay, mask, number, leaf
+        self.counter = CallCounter(total)
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """As a forward pre-hook with keyword arguments."""
+        if self.counter.next() == self.number:
+            leaves = flatten((args, kwargs))[0]
+            self.relay.give_mask(self.mask, leaves[self.leaf] if self.leaf < len(leaves) else None)
 
 
 class EmitHook:

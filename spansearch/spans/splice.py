@@ -13,8 +13,9 @@ from spansearch.spans.copying import copy_model
 from spansearch.spans.find import Span
 from spansearch.spans.hidden import put
 from spansearch.spans.inplace import InPlace
+from spansearch.spans.masks import takes_mask
 from spansearch.spans.points import Place
-from spansearch.spans.relay import CallCounter, CaptureHook, EmitHook, Relay, ResetHook
+from spansearch.spans.relay import CallCounter, CaptureHook, EmitHook, MaskHook, Relay, ResetHook
 from spansearch.spans.slots import Slot
 
 M = TypeVar("M", bound=nn.Module)
@@ -33,22 +34,30 @@ def splice(model: M, students: Mapping[Span, nn.Module]) -> M:
         An object of the model's class. What stays keeps its state_dict keys and shares its memory with the
         model until somebody writes to it (copy_model). Students are under ``<replaced module>.student``.
 
+    A student with ``takes_mask = True`` is called as ``student(x, mask)``; masks.py says with what.
+
     Raises:
-        SpanError: spans overlap, the model does not have the modules of a span, or a student that an earlier
-            splice put in needs one of them.
+        SpanError: spans overlap, a student attends and its span's masks are not understood, the model does
+            not have the modules of a span, or a student that an earlier splice put in needs one of them.
     """
     _require_disjoint(list(students))
     copied = copy_model(model)
     students = _put_in_place(copied, students)
     spans = list(students)
-    relays = {span: Relay(span.name, span.plan.start_shape, span.plan.stop_shape) for span in spans}
+    relays = {
+        span: Relay(span.name, span.plan.start_shape, span.plan.stop_shape, span.masks) for span in spans
+    }
     remaining = _Remaining(spans)
     counters = _replace_calls(copied, students, relays, remaining)
+    due = dict.fromkeys(spans, -1)  # the call from which on a span's student can run
+    for span in spans:  # before any capture: a module may be given both a mask and the start
+        if takes_mask(students[span]):
+            due[span] = _watch_masks(copied, span, relays[span], remaining, counters)
     glued = [span for span in spans if not span.plan.substitute]
     for span in glued:  # all emissions before any capture: a module may end one span and start the next
         counters.append(_emit(copied, span, relays[span], remaining))
     for span in glued:
-        counters.append(_capture(copied, span, relays[span], remaining))
+        counters.append(_capture(copied, span, relays[span], remaining, due[span]))
     if glued or len(counters) > len(spans) or any(counter.total > 1 for counter in counters):
         copied.register_forward_pre_hook(ResetHook(counters, list(relays.values())).before, prepend=True)
     for module in copied.modules():
@@ -156,7 +165,7 @@ def _relays(modules: Iterable[nn.Module]) -> Iterator[Relay]:
             yield from module.relays()
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             owner = getattr(hook, "__self__", None)
-            if isinstance(owner, CaptureHook | EmitHook):
+            if isinstance(owner, CaptureHook | EmitHook | MaskHook):
                 yield owner.relay
 
 
@@ -179,8 +188,29 @@ def _emit(model: nn.Module, span: Span, relay: Relay, remaining: _Remaining) -> 
     return hook.counter
 
 
-def _capture(model: nn.Module, span: Span, relay: Relay, remaining: _Remaining) -> CallCounter:
-    place = remaining.first(span.plan.capture, span)
+def _watch_masks(
+    model: nn.Module, span: Span, relay: Relay, remaining: _Remaining, counters: list[CallCounter]
+) -> int:
+    """Hooks for the masks of a span; returns the call, as traced, in which the last of them is known."""
+    if span.mask_obstacle is not None:
+        raise SpanError(
+            f"splice: {span.name} cannot have a student that attends: {span.mask_obstacle}. It would read "
+            "positions that are masked out. Use a student that does not attend."
+        )
+    due = -1
+    for k, mask in enumerate(span.masks):
+        place = remaining.first(mask.places, span)
+        total = remaining.total(place.path, span.plan.totals[place.path])
+        hook = MaskHook(relay, k, remaining.number(place.path, place.number), total, place.leaf)
+        _submodule(model, place.path).register_forward_pre_hook(hook.before, with_kwargs=True)
+        counters.append(hook.counter)
+        due = max(due, place.call)
+    return due
+
+
+def _capture(model: nn.Module, span: Span, relay: Relay, remaining: _Remaining, due: int = -1) -> CallCounter:
+    places = [place for place in span.plan.capture if place.call >= due]
+    place = remaining.first(places, span)
     total = remaining.total(place.path, span.plan.totals[place.path])
     hook = CaptureHook(relay, remaining.number(place.path, place.number), total, place.leaf)
     module = _submodule(model, place.path)

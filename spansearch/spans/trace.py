@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spansearch.cost import FlopTally, countable
 from spansearch.errors import SpanError
+from spansearch.spans.conventions import MaskWatch
 from spansearch.spans.copying import copy_model
 from spansearch.spans.graph import Activation, Call, Flow, Key, Leaf, Recording, Trace, place_calls
 from spansearch.spans.inputs import Inputs
@@ -33,7 +34,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], train
     copied = copy_model(model).train(train).requires_grad_(False)
     inputs = Inputs(args, kwargs)
     tally = FlopTally(copied.buffers())
-    recorder = _Recorder(tally)
+    watch = None if train else MaskWatch(inputs.batch_size)
+    recorder = _Recorder(tally, watch)
     handles = recorder.watch(copied)
     try:
         with (
@@ -55,7 +57,10 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], train
     finally:
         for handle in handles:
             handle.remove()
-    return _finish(recorder, inputs, tally, type(model).__name__)
+    traced = _finish(recorder, inputs, tally, type(model).__name__)
+    if watch is not None:
+        traced.masks = watch.find_out(copied)
+    return traced
 
 
 @contextmanager
@@ -100,8 +105,8 @@ def _finish(recorder: _Recorder, inputs: Inputs, tally: FlopTally, name: str) ->
 class _Recorder:
     """Hooks on every module that write down its calls."""
 
-    def __init__(self, tally: FlopTally) -> None:
-        self.tally = tally
+    def __init__(self, tally: FlopTally, masks: MaskWatch | None) -> None:
+        self.tally, self.masks = tally, masks
         self.recording = Recording()
         self.open: list[int] = []
         self.lost: list[str] = []  # modules that read what autograd follows and return what it does not
@@ -134,7 +139,10 @@ class _Recorder:
             recording.calls.append(
                 Call(path, number, parent, first_node, flops=self.tally.total, container=container)
             )
-            recording.keys.append((self._read(flatten((args, kwargs))[0]), {}))
+            read = self._read(flatten((args, kwargs))[0])
+            recording.keys.append((read, {}))
+            if self.masks is not None:
+                self.masks.look(len(recording.calls) - 1, path, module, (args, kwargs), list(read))
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             index = self.open.pop()

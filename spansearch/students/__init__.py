@@ -1,6 +1,7 @@
 """Families of students; importing this package registers the built-in ones."""
 
 from spansearch.students import (
+    attention,
     conv,
     identity,
     lowrank,
@@ -15,6 +16,7 @@ from spansearch.students.base import (
     Family,
     Fitted,
     Init,
+    attends,
     check_width,
     families,
     family,
@@ -28,6 +30,8 @@ __all__ = [
     "Family",
     "Fitted",
     "Init",
+    "attends",
+    "attention",
     "check_width",
     "conv",
     "families",

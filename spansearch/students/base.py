@@ -94,6 +94,12 @@ def family(name: str) -> Family:
     return _REGISTRY[name]
 
 
+def attends(name: str) -> bool:
+    """Do students of a family read other positions than their own, so that they need masks? A family says so
+    by ``attends = True``."""
+    return bool(getattr(family(name), "attends", False))
+
+
 def check_width(width: float) -> float:
     """The width as a float; FamilyError unless it lies in (0, 1]."""
     try:

@@ -70,7 +70,8 @@ class RandomFeatures:
         found = []
         for batches in (data.fit_batches(), data.held_out_batches()):
             moments = Moments({"y": rows}, device=evidence.screening.device)
-            for x, y, keep in batches:
+            for (x, *_), y, keep in batches:
+                assert x is not None
                 for X, Y in _rows(path.map, x, y, keep):
                     X = X.to(read)
                     moments.add(torch.cat([X, torch.relu(X @ read.T + shift)], 1), {"y": Y})

@@ -48,12 +48,12 @@ class Truncated:
 
     def cost(self, span: Span, size: int) -> Cost:
         """Of the steps that stay and the map behind them; parameters of what changed."""
-        head, tail = _cut(span, size)
+        _, tail = _cut(span, size)
         with torch.device("meta"):
             student = self.build(span, size)
         assert isinstance(student, InPlace)
         behind = announce(lambda: student.inner[tail], tail.start.shape)
-        return Cost(head.flops + behind.flops, parameter_count(student))
+        return Cost(span.flops - tail.flops + behind.flops, parameter_count(student))
 
     def build(self, span: Span, size: int) -> nn.Module:
         head, tail = _cut(span, size)

@@ -186,8 +186,9 @@ def test_families_that_fit_no_span_take_no_part() -> None:
     here = space("mlp")
     assert here.families == ("identity", "ridge", "lowrank", "random_features", "truncated", "thin", "mlp")
     assert here.distributions["family"] == CategoricalDistribution(here.families)
-    assert here.unfit.keys() == {"conv", "separable"} and "conv reads maps" in here.unfit["conv"]
-    assert space("cnn").families == space("cnn").settings.families and space("cnn").unfit == {}
+    assert here.unfit.keys() == {"conv", "separable", "attention"}
+    assert "conv reads maps" in here.unfit["conv"]
+    assert space("cnn").unfit.keys() == {"attention"} and "from tokens" in space("cnn").unfit["attention"]
 
 
 def test_of_two_families_the_one_that_fits_is_a_constant() -> None:

@@ -26,6 +26,24 @@ class MeanToken(nn.Module):
         return x.mean(1)
 
 
+class Attended(nn.Module):
+    """A transformer block: attention and feed-forward behind norms, each with a skip."""
+
+    def __init__(self, channels: int, heads: int = 2) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.up, self.down = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        read = nn.functional.scaled_dot_product_attention(4 * q, k, v)
+        x = x + 4 * self.out(read.transpose(1, 2).flatten(2))
+        return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+
+
 def _conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2), nn.Tanh())
 
@@ -64,6 +82,7 @@ BODIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tokens mixed": (lambda: _mixing(5, 30, causal=False), (7, 5)),
     "tokens causal": (lambda: _mixing(5, 30, causal=True), (8, 5)),
     "two tokens causal": (lambda: _mixing(4, 30, causal=True), (2, 4)),
+    "tokens attended": (lambda: nn.Sequential(Attended(8), Attended(8)), (7, 8)),
     "one token": (lambda: _dense(5, 40, 5), (1, 5)),
     "tokens to vector": (lambda: nn.Sequential(_dense(5, 40, 6), MeanToken()), (7, 5)),
     "map": (lambda: nn.Sequential(_conv(4, 12), _conv(12, 4)), (4, 6, 6)),

@@ -46,6 +46,7 @@ REFUSED = (
             "tokens mixed",
             "tokens causal",
             "two tokens causal",
+            "tokens attended",
             "one token",
             "map",  # nothing at all; below: pooled
             "pixel",
@@ -54,6 +55,8 @@ REFUSED = (
         )
     }
 )
+REFUSED |= {("attention", layout) for layout in BODIES if not layout.startswith("tokens")}
+REFUSED |= {("attention", "tokens to vector")}
 FITTING = [pair for pair in PAIRS if pair not in REFUSED]
 
 

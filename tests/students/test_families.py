@@ -252,7 +252,7 @@ def test_a_family_lacks_something(registry):
 
 
 def test_an_unknown_family():
-    with pytest.raises(FamilyError, match=r"Unknown family 'konv'\. Known: conv, identity"):
+    with pytest.raises(FamilyError, match=r"Unknown family 'konv'\. Known: attention, conv, identity"):
         family("konv")
 
 
