@@ -28,6 +28,8 @@ class FitSettings:
         rate_steps: steps of the range test with each rate.
         check_every: steps between two looks at the held-out error.
         patience: looks without a new best after which fitting stops.
+        grow: fit a deeper student where the fit has run flat, and keep it where it is clearly better; for
+            families whose students have depths.
 
     Raises:
         TaskError: at once, where a setting is out of its range.
@@ -39,6 +41,7 @@ class FitSettings:
     rate_steps: int = 100
     check_every: int = 25
     patience: int = 8
+    grow: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rates", tuple(self.rates))

@@ -116,11 +116,12 @@ class Loop:
         except Exception as error:  # a user's family
             return None, failed(error)
         if splice in self.seen and settled(self.seen[splice][1]):
-            return splice, duplicate(*self.seen[splice])
+            number, outcome = self.seen[splice]
+            return outcome.made(splice), duplicate(number, outcome)
         outcome = self.proposals.carry_out(splice)
         if outcome.state != "failed":
             self.seen[splice] = (trial.number, outcome)
-        return splice, outcome
+        return outcome.made(splice), outcome
 
     def _is_new(self, params: Mapping[str, Any]) -> bool:
         """Does a proposal stand for a student that fits its span and was not tried before?"""

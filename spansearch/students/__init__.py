@@ -3,23 +3,25 @@
 from spansearch.students import conv, identity, lowrank, mlp, ridge
 from spansearch.students.base import (
     Family,
-    Fitted,
     Init,
     check_width,
+    deepest,
     families,
     family,
-    fit_student,
     refusal,
     register,
     student_cost,
 )
+from spansearch.students.fitting import Fitted, Growth, fit_student
 
 __all__ = [
     "Family",
     "Fitted",
+    "Growth",
     "Init",
     "check_width",
     "conv",
+    "deepest",
     "families",
     "family",
     "fit_student",

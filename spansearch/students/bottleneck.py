@@ -49,3 +49,22 @@ def set_slopes(activation: nn.Module, value: float) -> None:
     weight = activation.weight
     assert isinstance(weight, Tensor)
     weight.fill_(value)
+
+
+def last_activation(layers: nn.Sequential) -> int:
+    """Position behind the last activation: where a further layer of units goes."""
+    found = (i for i in reversed(range(len(layers))) if isinstance(layers[i], nn.PReLU | LastDimPReLU))
+    return next(found) + 1
+
+
+@torch.no_grad()
+def pass_through(layer: nn.Linear | nn.Conv2d) -> None:
+    """Make a layer of as many outputs as inputs return its input: the identity, or the centre tap of it."""
+    weight = layer.weight
+    weight.zero_()
+    taps = weight.view(*weight.shape[:2], -1)
+    taps[:, :, taps.shape[2] // 2] = torch.eye(len(weight)).to(
+        weight
+    )  # odd kernels: the middle tap is the centre
+    if layer.bias is not None:
+        layer.bias.zero_()
