@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from spansearch.errors import DataError, TaskError
 
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
+MIXED = ("cuda",)  # kinds of devices where products in bfloat16 are faster
 CHUNK = 256  # examples looked at together where no gradient is needed
 CLIP = 10.0  # largest norm of a gradient; losses are relative, so that it means the same for every span
 
@@ -171,9 +173,10 @@ def fit_by_gradient(
 ) -> FitReport:
     """Fit a student to (x, y) by mean squared error with Adam and a one-cycle schedule, in place.
 
-    The weights with the lowest held-out error are kept, those it came with included, so a warm start is never
-    made worse. The order of the examples follows from ``seed``; a student that draws random numbers itself
-    draws them from torch's global generator. The student ends on ``data.device`` in eval mode.
+    On CUDA the products of a step are taken in bfloat16; weights, errors and looks at the held-out part stay
+    float32. The weights with the lowest held-out error are kept, those it came with included, so a warm start
+    is never made worse. The order of the examples follows from ``seed``; a student that draws random numbers
+    itself draws them from torch's global generator. The student ends on ``data.device`` in eval mode.
 
     Raises:
         DataError: the student gives NaN or infinite outputs before the first step.
@@ -190,9 +193,13 @@ def fit_by_gradient(
     generator = torch.Generator().manual_seed(seed)
     curve, best_state, since_best, steps, stopped = [best], _state(student), 0, 0, "steps"
     student.train()
+    device = torch.device(data.device)
+    mixed = device.type in MIXED and all(weight.dtype == torch.float32 for weight in student.parameters())
     for indices in _batches(len(data.x), settings, generator):
         x, y, keep = data.fit_batch(indices)
-        error = _per_channel(student(x) - y, keep).square()
+        with torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext():
+            made = student(x)
+        error = _per_channel(made - y, keep).square()  # y is float32, so the error is
         # not mean(): a batch may have no position that counts
         loss = error.sum() / (max(1, error.numel()) * data.variance)
         optimizer.zero_grad(set_to_none=True)

@@ -188,12 +188,13 @@ class Decomposition:
         self.held_cross = V.T @ torch.addr(held.cross, shift_x, shift_y, alpha=n)
         self.held_square = held.square + n * shift_y.square()
 
-    def low_rank_basis(self, stop: str, alpha: float) -> tuple[Tensor, Tensor]:
+    def low_rank_basis(self, stop: str, alpha: float, cross: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """W = sum_k u_k z_k' V' of prior zero, strongest first: U (q, R) and Z (d, R) with R = min(d, q).
 
         The u_k are the eigenvectors of W (G + alpha I) W', whatever side is the smaller one is diagonalised.
+        ``cross`` (d, q) in place of the stop's own is for what a prior leaves of its targets.
         """
-        A = self.cross[:, self.fit.columns[stop]]
+        A = self.cross[:, self.fit.columns[stop]] if cross is None else cross
         shrink = (1.0 / (self.values + alpha))[:, None]
         if A.shape[1] <= A.shape[0]:
             U = torch.linalg.eigh(A.T @ (shrink * A))[1].flip(1)

@@ -26,8 +26,10 @@ class Family(Protocol):
         gradient: students are fitted by gradient from a warm or a scratch start; else ``solve`` is final.
         sized: students come in sizes, so a width means something.
 
-    Two parts are optional, and looked for where a fit could use them:
+    Some parts are optional, and looked for where a fit could use them:
 
+    * a start from scratch that depends on what is known: ``scratch(span, size, evidence)``, as ``build`` but
+      for buffers that tell variants of one student apart.
     * students of several depths: fields ``depth: int = 1`` and ``deepest: int``, and ``grow(span, size,
       student)``, called on the family at depth d + 1: a student of that depth that computes what the given
       one of depth d computes, which is left as it is. ``build`` and ``solve`` follow ``depth``; sizes do not.

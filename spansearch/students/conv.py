@@ -13,9 +13,13 @@ from spansearch.screen import span_map
 from spansearch.spans import Span
 from spansearch.students.base import check_width, register
 from spansearch.students.bottleneck import (
+    differs,
     hidden_units,
+    joined,
     last_activation,
+    layers_of,
     pass_through,
+    predict_difference,
     set_slopes,
     warm_factors,
 )
@@ -28,7 +32,8 @@ class Conv:
 
     Where the span ends in a vector, the last one is an average over cells of the map and a linear layer.
     Warm start: reduced-rank k x k ridge through slopes of 1, the last kernel its centre tap. Depth is the
-    number of convolutions with an activation; the first is strided, further ones are as wide as it.
+    number of convolutions with an activation; the first is strided, further ones are as wide as it. Where
+    start and stop have one shape it predicts their difference if that suits the linear start better.
     """
 
     kernel: int = 3
@@ -54,22 +59,27 @@ class Conv:
 
     def build(self, span: Span, size: int) -> nn.Module:
         linear = span_map(span, self.kernel)
-        student = self._layers(linear, size)
+        layers = self._layers(linear, size)
         for _ in range(1, self.depth):
-            self._add_layer(linear, size, student)
-        return student
+            self._add_layer(linear, size, layers)
+        return joined(linear, layers)
+
+    def scratch(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
+        """As built; of the difference where that suits a linear student of the size."""
+        return predict_difference(self.build(span, size), differs(evidence.ridge(span, self.kernel), size))
 
     def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
-        student = self._solve(span, size, evidence)
+        linear, ridge = span_map(span, self.kernel), evidence.ridge(span, self.kernel)
+        difference = differs(ridge, size)
+        student = predict_difference(joined(linear, self._solve(linear, size, ridge, difference)), difference)
         for _ in range(1, self.depth):
             student = self.grow(span, size, student)
         return student
 
-    def grow(self, span: Span, size: int, student: nn.Module) -> nn.Sequential:
+    def grow(self, span: Span, size: int, student: nn.Module) -> nn.Module:
         """The student with one more convolution, which passes on what it gets."""
         deeper = copy.deepcopy(student)
-        assert isinstance(deeper, nn.Sequential)
-        layer, activation = self._add_layer(span_map(span, self.kernel), size, deeper)
+        layer, activation = self._add_layer(span_map(span, self.kernel), size, layers_of(deeper))
         pass_through(layer)
         set_slopes(activation, 1.0)
         return deeper.to(next(student.parameters()).device)
@@ -85,14 +95,14 @@ class Conv:
         return layer, activation
 
     @torch.no_grad()
-    def _solve(self, span: Span, size: int, evidence: Evidence) -> nn.Sequential:
-        linear = span_map(span, self.kernel)
+    def _solve(self, linear: LinearMap, size: int, ridge: RidgePath, difference: bool) -> nn.Sequential:
+        """The layers of the reduced-rank ridge; with ``difference`` of that of y - x."""
         student = self._layers(linear, size)
         first = next(m for m in student if isinstance(m, nn.Conv2d))
         last = student[-1] if linear.kind == "map" else next(m for m in student if isinstance(m, nn.Linear))
         set_slopes(next(m for m in student if isinstance(m, nn.PReLU)), 1.0)
-        ridge = evidence.ridge(span, self.kernel)
-        down, up, bias = (_by_cells if linear.grid > 1 else warm_factors)(ridge, size)
+        factors = _by_cells(ridge, size) if linear.grid > 1 else warm_factors(ridge, size, difference)
+        down, up, bias = factors
         assert isinstance(last, nn.Conv2d | nn.Linear) and last.bias is not None and first.bias is not None
         first.bias.zero_()
         last.bias.copy_(bias)

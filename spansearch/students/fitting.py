@@ -87,8 +87,10 @@ def fit_student(
     def start() -> nn.Module:
         torch.manual_seed(seed)
         with torch.device("cpu"):  # the same random numbers whatever the device
-            scratch = kind.gradient and init == "scratch"
-            return kind.build(span, size) if scratch else kind.solve(span, size, evidence)
+            if init == "warm" or not kind.gradient:
+                return kind.solve(span, size, evidence)
+            scratch = getattr(kind, "scratch", None)
+            return kind.build(span, size) if scratch is None else scratch(span, size, evidence)
 
     report, growth = None, []
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

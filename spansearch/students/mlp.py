@@ -13,9 +13,13 @@ from spansearch.spans import Span
 from spansearch.students.base import check_width, register
 from spansearch.students.bottleneck import (
     LastDimPReLU,
+    differs,
     hidden_units,
+    joined,
     last_activation,
+    layers_of,
     pass_through,
+    predict_difference,
     set_slopes,
     warm_factors,
 )
@@ -27,6 +31,7 @@ class MLP:
     """Linear, PReLU with a slope per unit, linear. Width scales the hidden units.
 
     Warm start: reduced-rank ridge through slopes of 1. Depth is the number of hidden layers, each as wide.
+    Where start and stop have one shape it predicts their difference if that suits the linear start better.
     """
 
     gradient: bool = True
@@ -52,23 +57,29 @@ class MLP:
         down, up = torch.empty(size, linear.d_in), torch.empty(linear.d_out, size)
         for weight in (down, up):
             nn.init.kaiming_uniform_(weight, a=5**0.5)
-        student = self._assemble(linear, down, up, torch.zeros(linear.d_out))
+        layers = self._assemble(linear, down, up, torch.zeros(linear.d_out))
         for _ in range(1, self.depth):
-            self._add_layer(linear, size, student)
-        return student
+            self._add_layer(linear, size, layers)
+        return joined(linear, layers)
+
+    def scratch(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
+        """As built; of the difference where that suits a linear student of the size."""
+        return predict_difference(self.build(span, size), differs(evidence.ridge(span, 1), size))
 
     def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
-        student = self._assemble(span_map(span, 1), *warm_factors(evidence.ridge(span, 1), size))
-        set_slopes(next(m for m in student.modules() if isinstance(m, nn.PReLU | LastDimPReLU)), 1.0)
+        linear, ridge = span_map(span, 1), evidence.ridge(span, 1)
+        difference = differs(ridge, size)
+        layers = self._assemble(linear, *warm_factors(ridge, size, difference))
+        set_slopes(layers[last_activation(layers) - 1], 1.0)
+        student = predict_difference(joined(linear, layers), difference)
         for _ in range(1, self.depth):
             student = self.grow(span, size, student)
         return student
 
-    def grow(self, span: Span, size: int, student: nn.Module) -> nn.Sequential:
+    def grow(self, span: Span, size: int, student: nn.Module) -> nn.Module:
         """The student with one more hidden layer, which passes on what it gets."""
         deeper = copy.deepcopy(student)
-        assert isinstance(deeper, nn.Sequential)
-        layer, activation = self._add_layer(span_map(span, 1), size, deeper)
+        layer, activation = self._add_layer(span_map(span, 1), size, layers_of(deeper))
         pass_through(layer)
         set_slopes(activation, 1.0)
         return deeper.to(next(student.parameters()).device)

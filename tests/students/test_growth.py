@@ -15,6 +15,7 @@ from torch import nn
 from spansearch.errors import FamilyError
 from spansearch.fit import FitReport
 from spansearch.students import Fitted, base, deepest, family, fit_student, fitting, register
+from spansearch.students.bottleneck import layers_of
 from spansearch.trials import outcome_of
 
 FLAT = (1.0, 0.5, 0.5, 0.5, 0.495)
@@ -46,7 +47,7 @@ def fitted(name: str = "conv", size: int = 2, **settings: Any) -> Fitted:
 def test_a_student_grows_while_its_error_falls_by_a_tenth(monkeypatch):
     tried = scripted(monkeypatch, report(0.5), report(0.44), report(0.43))
     found = fitted()
-    assert [len(student) for student in tried] == [3, 5, 7]
+    assert [len(layers_of(student)) for student in tried] == [3, 5, 7]
     assert found.student is tried[1] and (found.depth, found.held_out_error) == (2, 0.44)
     assert found.report == report(0.44)
     assert [(g.depth, g.held_out_error, g.kept) for g in found.growth] == [
