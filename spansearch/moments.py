@@ -120,6 +120,38 @@ class Moments:
             if len(X):
                 self._join(X, Y)
 
+    def joined(self, other: "Moments") -> "Moments":
+        """The moments of the rows of both, new; ValueError where the maps differ."""
+        return self._with(other, 1)
+
+    def without(self, part: "Moments") -> "Moments":
+        """The moments of the rows that are not in ``part``, new: ``joined`` undone, up to rounding.
+
+        Raises:
+            ValueError: the maps differ, or the part has more rows than there are.
+        """
+        return self._with(part, -1)
+
+    def _with(self, other: "Moments", sign: int) -> "Moments":
+        total = self.count + sign * other.count
+        if self.maps != other.maps or total < 0:
+            raise ValueError(
+                f"Moments: expected two of the same maps, of which a part is the smaller, got stops "
+                f"{list(self.maps)} with {self.count} rows and {list(other.maps)} with {other.count}. Sums "
+                "of other features or of more rows cannot be put together."
+            )
+        made = Moments(self.maps, self.dtype, self.device, self.block_bytes)
+        if not total:
+            return made
+        made.count = total
+        shift_x, shift_y = other.mean_x - self.mean_x, other.mean_y - self.mean_y
+        between, share = sign * self.count * other.count / total, sign * other.count / total
+        made.mean_x, made.mean_y = self.mean_x + share * shift_x, self.mean_y + share * shift_y
+        made.gram = (self.gram + sign * other.gram).addr_(shift_x, shift_x, alpha=between)
+        made.cross = (self.cross + sign * other.cross).addr_(shift_x, shift_y, alpha=between)
+        made.square = (self.square + sign * other.square + between * shift_y.square()).clamp_(min=0.0)
+        return made
+
     def _join(self, X: Tensor, Y: Tensor) -> None:
         n, total = len(X), self.count + len(X)
         mean_x, mean_y = X.mean(0, dtype=_FLOAT64), Y.mean(0, dtype=_FLOAT64)

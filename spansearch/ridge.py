@@ -116,6 +116,12 @@ class RidgePath:
         return problem, errors / _scale(dec.held_square[columns], dec.held.count, self._mean_y), alphas
 
     @property
+    def degrees(self) -> float:
+        """Effective degrees of freedom of a target's weights, sum s / (s + alpha); at most d_in."""
+        values = self._decomposition.values
+        return float((values / (values + self.alpha)).sum())
+
+    @property
     def _mean_y(self) -> Tensor:
         return self._decomposition.fit.mean_y[self._decomposition.fit.columns[self._stop]]
 
