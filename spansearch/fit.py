@@ -189,7 +189,7 @@ def fit_by_gradient(
             "cannot be used on these activations."
         )
     optimizer = torch.optim.Adam(student.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _one_cycle(settings.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(settings.steps))
     generator = torch.Generator().manual_seed(seed)
     curve, best_state, since_best, steps, stopped = [best], _state(student), 0, 0, "steps"
     student.train()
@@ -264,7 +264,7 @@ def _batches(examples: int, settings: FitSettings, generator: torch.Generator) -
     return order[: settings.steps]
 
 
-def _one_cycle(steps: int) -> Callable[[int], float]:
+def one_cycle(steps: int) -> Callable[[int], float]:
     """Up from a tenth over the first tenth of the steps, then down to nothing along a cosine."""
     rise = max(1, steps // 10)
 
