@@ -140,9 +140,11 @@ class Loop:
 
     def _tell_of_data(self, seeds: Sequence[Mapping[str, Any]]) -> None:
         """Warn where more calibration examples would help many of the spans that are tried first."""
-        spans = {self.space.span(self.space.decode(params)) for params in seeds}
+        points = self.space.points
+        ends = {(points[params["left"]].name, points[params["right"]].name) for params in seeds}
+        spans = [span for span in self.space.spans if (span.start.name, span.stop.name) in ends]
         screening, recording = self.bench.screening, self.bench.recording
-        found = list(sufficiency(screening, [s for s in self.space.spans if s in spans]).values())
+        found = list(sufficiency(screening, spans).values())
         limited = sum(one.limited for one in found)
         if not limited or limited < MANY * len(found):
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from study_runs import count, new
 from torch import Tensor, nn
 
+import spansearch as ss
 from spansearch import loop
 from spansearch.linear_maps import linear_map
 from spansearch.moments import Decomposition, Moments
@@ -155,23 +155,25 @@ def test_either_half_is_every_second_example_and_no_activation_is_read_again(mon
 # In a study
 
 
-def test_a_run_warns_once_of_too_few_examples(tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
-    caplog.set_level(logging.WARNING, "spansearch")
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is warned of from now on, whatever the command line made of the logger."""
+    told: list[str] = []
+    monkeypatch.setattr(loop.log, "warning", lambda text, *args: told.append(text % args))
+    return told
+
+
+def test_a_run_warns_once_of_too_few_examples(tmp_path: Path, monkeypatch: Any) -> None:
+    told = warnings(monkeypatch)
     monkeypatch.setattr(loop, "MANY", 0.0)
-    small = {"calibration": lambda: tasks.split(tasks.blobs(24, 2))}
-    study = new(tmp_path)
-    study.task = study.bench.task = tasks.make(**small)
-    study.run(1)
-    warned = [r.getMessage() for r in caplog.records if "limited by data" in r.getMessage()]
-    assert len(warned) == 1 and "or more calibration examples would help; there are 24" in warned[0]
-    study.run(2)
-    assert len([r for r in caplog.records if "limited by data" in r.getMessage()]) == 1
+    few = tasks.make(calibration=lambda: tasks.split(tasks.blobs(24, 2)))
+    ss.Study(few, directory=tmp_path, search=tasks.quick()).run(1)
+    assert len(told) == 1 and "or more calibration examples would help; there are 24" in told[0]
+    ss.Study(few, directory=tmp_path, search=tasks.quick()).run(2)
+    assert len(told) == 1
 
 
-def test_a_run_says_nothing_where_few_spans_are_limited(
-    tmp_path: Path, caplog: Any, monkeypatch: Any
-) -> None:
-    caplog.set_level(logging.WARNING, "spansearch")
+def test_a_run_says_nothing_where_few_spans_are_limited(tmp_path: Path, monkeypatch: Any) -> None:
+    told = warnings(monkeypatch)
     monkeypatch.setattr(loop, "MANY", 1.1)
     new(tmp_path).run(1)
-    assert not [r for r in caplog.records if "limited by data" in r.getMessage()]
+    assert told == []
