@@ -67,8 +67,8 @@ def head(batch: Batch, count: int) -> Batch:
     return examples(batch, slice(0, count))
 
 
-def examples(batch: Batch, which: slice) -> Batch:
-    """Some examples of a batch; what has no batch dimension stays."""
+def examples(batch: Batch, which: slice | Tensor) -> Batch:
+    """Some examples of a batch, by position or bool (n,); what has no batch dimension stays."""
     size = batch_size(batch)
 
     def cut(leaf: object) -> object:

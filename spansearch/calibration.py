@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spansearch.batches import batch_size, cloned
+from spansearch.batches import Batch, batch_size, cloned
 from spansearch.cost import countable
 from spansearch.errors import SpanSearchError
 from spansearch.task import Task
@@ -68,6 +68,18 @@ class Calibration:
     seed: int = 0
     device: torch.device | str = "cpu"
 
+    def batches(
+        self, track: Track = untracked, description: str = "calibration"
+    ) -> Iterator[tuple[int, Batch, Tensor]]:
+        """(number, batch, which of its examples are held out, bool (n,)) of every batch.
+
+        Raises:
+            TaskError: there are none.
+        """
+        draw = torch.Generator().manual_seed(self.seed)
+        for number, batch in enumerate(track(self.task.batches("calibration", self.device), description)):
+            yield number, batch, torch.rand(batch_size(batch), generator=draw) < self.held_out
+
     def run(
         self, *models: nn.Module, track: Track = untracked, description: str = "calibration"
     ) -> Iterator[Ran]:
@@ -78,10 +90,8 @@ class Calibration:
         Raises:
             TaskError: no batches, or one that does not fit a model.
         """
-        draw = torch.Generator().manual_seed(self.seed)
-        for number, batch in enumerate(track(self.task.batches("calibration", self.device), description)):
+        for number, batch, held in self.batches(track, description):
             positions = self.task.positions(batch)  # first, as a model may work in place
-            held = torch.rand(batch_size(batch), generator=draw) < self.held_out
             for model in models:
                 with torch.no_grad(), countable(), suppress(ReachedError):
                     self.task.output(model, cloned(batch), f"calibration batch {number}")

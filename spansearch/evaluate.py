@@ -156,7 +156,15 @@ class _Forward(nn.Module):
 def difference(
     output: Tensor, target: Tensor, kind: Divergence, keep: Tensor | None = None
 ) -> tuple[float, float]:
-    """Summed divergence of a batch and what to divide it by.
+    """``divergence`` as two numbers."""
+    total, weight = divergence(output, target, kind, keep)
+    return float(total), float(weight)
+
+
+def divergence(
+    output: Tensor, target: Tensor, kind: Divergence, keep: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Summed divergence of a batch and what to divide it by, scalars; gradients reach ``output``.
 
     Args:
         output, target: the model's and the teacher's, same shape; logits (..., classes) for ``kl``. Compared
@@ -178,10 +186,10 @@ def difference(
     if keep is not None and target.ndim >= 3 and keep.shape == target.shape[:2]:
         output, target = output[keep], target[keep]
     if kind == "squared":
-        return float((output - target).square().sum()), float(target.square().sum())
+        return (output - target).square().sum(), target.square().sum()
     log_p, log_q = F.log_softmax(target, -1), F.log_softmax(output, -1)
-    divergence = (log_p.exp() * (log_p - log_q)).sum()
-    return float(divergence), float(target[..., 0].numel())
+    total = (log_p.exp() * (log_p - log_q)).sum()
+    return total, total.new_tensor(target[..., 0].numel())
 
 
 def _kind(task: Task, batches: Sequence[Batch], outputs: Sequence[Tensor]) -> Divergence:

@@ -62,19 +62,6 @@ def restricted(moments: Moments, columns: Tensor) -> Moments:
     return some
 
 
-def joined(one: Moments, other: Moments) -> Moments:
-    """The moments of the rows of both."""
-    both = Moments(one.maps, device=one.device)
-    both.count = one.count + other.count
-    share, weight = other.count / both.count, one.count * other.count / both.count
-    dx, dy = other.mean_x - one.mean_x, other.mean_y - one.mean_y
-    both.mean_x, both.mean_y = one.mean_x + share * dx, one.mean_y + share * dy
-    both.gram = one.gram + other.gram + weight * torch.outer(dx, dx)
-    both.cross = one.cross + other.cross + weight * torch.outer(dx, dy)
-    both.square = one.square + other.square + weight * dy.square()
-    return both
-
-
 def watched(stack: ExitStack, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """A list whose last entry is what the module read and returned in the last forward pass."""
     seen: list[tuple[Tensor, Tensor]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from optuna.study import Study as OptunaStudy
@@ -16,12 +16,14 @@ from spansearch.recipe import Splice
 from spansearch.search import RefusedError, SeededSampler, Space, predicted_front
 from spansearch.store import StudentFiles, require_same_teacher
 from spansearch.students import refusal
+from spansearch.sufficiency import calibration_examples, sufficiency
 from spansearch.trials import FINISHED, Seen, duplicate, remember, settled, streak, suggest, tell
 from spansearch.workbench import Workbench
 
 log = logging.getLogger("spansearch")
 
 SAME_FAILURES = 10
+MANY = 1 / 3  # of the spans tried first: with so many limited by data, more of it is worth a word
 OnTrial = Callable[[int, Splice | None, Outcome], None]
 
 
@@ -116,11 +118,12 @@ class Loop:
         except Exception as error:  # a user's family
             return None, failed(error)
         if splice in self.seen and settled(self.seen[splice][1]):
-            return splice, duplicate(*self.seen[splice])
+            number, outcome = self.seen[splice]
+            return outcome.made(splice), duplicate(number, outcome)
         outcome = self.proposals.carry_out(splice)
         if outcome.state != "failed":
             self.seen[splice] = (trial.number, outcome)
-        return splice, outcome
+        return outcome.made(splice), outcome
 
     def _is_new(self, params: Mapping[str, Any]) -> bool:
         """Does a proposal stand for a student that fits its span and was not tried before?"""
@@ -134,6 +137,27 @@ class Loop:
         except Exception as error:  # a user's family: the trial will say what is wrong with it
             pass_on_stop(error)
             return True
+
+    def _tell_of_data(self, seeds: Sequence[Mapping[str, Any]]) -> None:
+        """Warn where more calibration examples would help many of the spans that are tried first."""
+        points = self.space.points
+        ends = {(points[params["left"]].name, points[params["right"]].name) for params in seeds}
+        spans = [span for span in self.space.spans if (span.start.name, span.stop.name) in ends]
+        screening, recording = self.bench.screening, self.bench.recording
+        found = list(sufficiency(screening, spans).values())
+        limited = sum(one.limited for one in found)
+        if not limited or limited < MANY * len(found):
+            return
+        counts = (recording.count("fit"), recording.count("held_out"))
+        log.warning(
+            "%s: %d of the %d spans tried first are limited by data. %d or more calibration examples would "
+            "help; there are %d. `spansearch screen` says more.",
+            self.name,
+            limited,
+            len(found),
+            calibration_examples(found, *counts),
+            sum(counts),
+        )
 
     def _prepare(self) -> None:
         study, teacher = self.study, self.bench.validation
@@ -150,6 +174,7 @@ class Loop:
             flops = teacher.teacher_cost.flops
             seeds = predicted_front(self.space, self.bench.screening, flops, self.bench.refusal)
             study.set_user_attr("seeds", seeds)
+            self._tell_of_data(seeds)
         memory = remember(study)
         study.sampler = SeededSampler(
             self.space.distributions,

@@ -138,6 +138,38 @@ class Moments:
         made.square = self.square[columns].clone()
         return made
 
+    def joined(self, other: "Moments") -> "Moments":
+        """The moments of the rows of both, new; ValueError where the maps differ."""
+        return self._with(other, 1)
+
+    def without(self, part: "Moments") -> "Moments":
+        """The moments of the rows that are not in ``part``, new: ``joined`` undone, up to rounding.
+
+        Raises:
+            ValueError: the maps differ, or the part has more rows than there are.
+        """
+        return self._with(part, -1)
+
+    def _with(self, other: "Moments", sign: int) -> "Moments":
+        total = self.count + sign * other.count
+        if self.maps != other.maps or total < 0:
+            raise ValueError(
+                f"Moments: expected two of the same maps, of which a part is the smaller, got stops "
+                f"{list(self.maps)} with {self.count} rows and {list(other.maps)} with {other.count}. Sums "
+                "of other features or of more rows cannot be put together."
+            )
+        made = Moments(self.maps, self.dtype, self.device, self.block_bytes)
+        if not total:
+            return made
+        made.count = total
+        shift_x, shift_y = other.mean_x - self.mean_x, other.mean_y - self.mean_y
+        between, share = sign * self.count * other.count / total, sign * other.count / total
+        made.mean_x, made.mean_y = self.mean_x + share * shift_x, self.mean_y + share * shift_y
+        made.gram = (self.gram + sign * other.gram).addr_(shift_x, shift_x, alpha=between)
+        made.cross = (self.cross + sign * other.cross).addr_(shift_x, shift_y, alpha=between)
+        made.square = (self.square + sign * other.square + between * shift_y.square()).clamp_(min=0.0)
+        return made
+
     def _join(self, X: Tensor, Y: Tensor) -> None:
         n, total = len(X), self.count + len(X)
         mean_x, mean_y = X.mean(0, dtype=_FLOAT64), Y.mean(0, dtype=_FLOAT64)
@@ -206,12 +238,13 @@ class Decomposition:
         self.held_cross = V.T @ torch.addr(held.cross, shift_x, shift_y, alpha=n)
         self.held_square = held.square + n * shift_y.square()
 
-    def low_rank_basis(self, stop: str, alpha: float) -> tuple[Tensor, Tensor]:
+    def low_rank_basis(self, stop: str, alpha: float, cross: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """W = sum_k u_k z_k' V' of prior zero, strongest first: U (q, R) and Z (d, R) with R = min(d, q).
 
         The u_k are the eigenvectors of W (G + alpha I) W', whatever side is the smaller one is diagonalised.
+        ``cross`` (d, q) in place of the stop's own is for what a prior leaves of its targets.
         """
-        A = self.cross[:, self.fit.columns[stop]]
+        A = self.cross[:, self.fit.columns[stop]] if cross is None else cross
         shrink = (1.0 / (self.values + alpha))[:, None]
         if A.shape[1] <= A.shape[0]:
             U = torch.linalg.eigh(A.T @ (shrink * A))[1].flip(1)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -40,6 +40,10 @@ class Outcome:
     state: State
     measures: Measures | None = None
     details: dict[str, Any] = field(default_factory=dict)
+
+    def made(self, asked: Splice) -> Splice:
+        """The splice that a proposal became: its student may have grown."""
+        return replace(asked, depth=int(self.details.get("depth", 1)))
 
     @property
     def values(self) -> tuple[float, float] | None:
@@ -157,8 +161,13 @@ class Proposals:
                 "stopped": fitted.report.stopped,
                 "by_gradient": fitted.report.by_gradient,
             }
+        if fitted.growth:
+            details["depth"] = fitted.depth
+            details["growth"] = [step.to_json() for step in fitted.growth]
         details["student_params"] = parameter_count(fitted.student)
-        details["student"] = self.files.save(self._origin(one), fitted.student.state_dict())
+        details["student"] = self.files.save(
+            self._origin(replace(one, depth=fitted.depth)), fitted.student.state_dict()
+        )
         with _added(seconds, "evaluating"):
             measures = self.bench.validation.measure(splice(self.bench.teacher, {span: fitted.student}))
         self.known.append((measures.flops, measures.divergence))
@@ -229,7 +238,7 @@ def rebuild(bench: Workbench, files: StudentFiles, recipe: Recipe, entries: Sequ
     students = {}
     for one, entry in zip(recipe, entries, strict=True):
         span = bench.found[one.start, one.stop]
-        student = family(one.family).build(span, one.size)
+        student = family(one.family, one.depth).build(span, one.size)
         state = files.load(entry)
         try:
             student.load_state_dict(state)

@@ -14,12 +14,15 @@ from spansearch.layers import Layer, features, is_layer, set_weight, targets, we
 from spansearch.linear_maps import linear_map
 from spansearch.moments import Decomposition, Moments
 from spansearch.ridge import solve_span
+from spansearch.skip import Skip
 
 _RESHAPES = nn.Flatten | nn.Unflatten | nn.Identity
 
 
 def last_layer(student: nn.Module) -> Layer | None:
-    """The layer whose output is the student's, reshaped at most; None where there is none to solve for."""
+    """The layer whose output is the student's, reshaped or added to its input at most; None without one."""
+    if isinstance(student, Skip):
+        student = student.layers
     while isinstance(student, nn.Sequential) and len(student):
         modules = [module for module in student if not isinstance(module, _RESHAPES)]
         if not modules:
@@ -71,6 +74,8 @@ def _moments(student: nn.Module, layer: Layer, data: FitData) -> tuple[Moments, 
                 seen.clear()
                 student(*inputs)
                 read, made = seen[-1]
+                if isinstance(student, Skip) and inputs[0] is not None:
+                    y = y - student.skip * inputs[0]
                 X, Y = features(layer, read), targets(layer, y.reshape(made.shape))
                 moments.add(X, {"y": Y}, keep if keep is not None and keep.numel() == len(X) else None)
             found.append(moments)

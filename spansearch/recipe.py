@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from spansearch.errors import StudyError
@@ -18,6 +18,7 @@ class Splice:
         family: the student's family.
         size: what the family's width scaled, as a whole number; 0 where it has no sizes.
         init: how its fit started; ``warm`` for closed forms.
+        depth: what the student has grown to; 1 is what is asked for.
     """
 
     start: str
@@ -25,6 +26,12 @@ class Splice:
     family: str
     size: int
     init: Literal["warm", "scratch"] = "warm"
+    depth: int = 1
+
+    @property
+    def asked(self) -> Splice:
+        """The proposal that this splice came of: depth is found by the fit, not proposed."""
+        return replace(self, depth=1)
 
     @property
     def span_name(self) -> str:
@@ -32,8 +39,9 @@ class Splice:
 
     def __str__(self) -> str:
         size = f" {self.size}" if self.size else ""
+        depth = f" x{self.depth}" if self.depth > 1 else ""
         init = " from scratch" if self.init == "scratch" else ""
-        return f"{self.span_name}: {self.family}{size}{init}"
+        return f"{self.span_name}: {self.family}{size}{depth}{init}"
 
 
 Recipe = tuple[Splice, ...]
@@ -46,8 +54,11 @@ def to_json(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def from_json(data: Sequence[Mapping[str, Any]]) -> Recipe:
-    """A recipe from plain data; StudyError where it is none."""
+    """A recipe from plain data; StudyError where it is none. Depth is 1 in recipes that do not know it."""
     try:
-        return tuple(Splice(**{**splice, "size": int(splice["size"])}) for splice in data)
-    except (TypeError, KeyError, ValueError) as error:
+        return tuple(
+            Splice(**{**splice, "size": int(splice["size"]), "depth": int(splice.get("depth", 1))})
+            for splice in data
+        )
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
         raise StudyError(f"A stored recipe cannot be read ({error}): {data!r}") from error

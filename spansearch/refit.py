@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spansearch.elimination import solve_kept
-from spansearch.layer_moments import Pair, joined
+from spansearch.layer_moments import Pair
 from spansearch.layers import Layer, set_weight
 from spansearch.moments import Decomposition
 from spansearch.ridge import solve_span
@@ -30,7 +30,7 @@ def refit(layer: Layer, pair: Pair, own: Tensor, own_bias: Tensor | None, slope:
     own = own.to(fit.gram)
     priors = {"zero": None, "own": own * scale[:, None]}
     ridge = solve_span(Decomposition(fit, held), "y", priors=priors, max_rank=0)
-    every = joined(fit, held)
+    every = fit.joined(held)
     columns = torch.arange(len(every.gram), device=every.device)
     alpha = ridge.alpha * every.count / fit.count
     weight = solve_kept(every.gram, every.cross, columns, alpha, priors[ridge.prior])

@@ -66,6 +66,7 @@ class Member:
                 "params": params,
                 "size": s.size,
                 "init": s.init,
+                "depth": s.depth,
             }
             for s, width, params in zip(self.splices, self.widths, self.student_params, strict=True)
         ]

@@ -6,6 +6,7 @@ alone (moments.py, also for the notation).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class RidgePath:
         held_out_error, fit_error: of weight and bias.
         curves: prior -> held-out error at each strength, smallest strength first.
         rank_errors: (R,) float64, held-out error of reduced-rank ridge with rank 1 .. R, prior zero always:
-            with the identity prior W - I, not W, would be of low rank, which is no smaller a module.
+            with the identity prior W - I, not W, would be of low rank (`difference_errors`).
         rank_alphas: (R,) float64, the alpha that gave it.
         identity_error: held-out error of predicting y = x; None where shapes differ.
     """
@@ -56,17 +57,28 @@ class RidgePath:
     rank_alphas: Tensor
     identity_error: float | None
     _stop: str = field(repr=False)
+    _alphas: Tensor = field(repr=False)
     # Shared by the spans of a reading and kept for at_rank, which builds a rank only when it is asked for.
     _decomposition: Decomposition = field(repr=False)
 
-    def at_rank(self, r: int) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def difference_errors(self) -> Tensor | None:
+        """(R,) float64, held-out error of y = x + reduced-rank ridge of y - x; None where shapes differ."""
+        return None if self._difference is None else self._difference[1]
+
+    def at_rank(self, r: int, difference: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Reduced-rank ridge, float64: down (r, d_in), up (d_out, r) with orthonormal columns, bias (d_out,).
 
         W_r = U_r U_r' W with U_r the leading eigenvectors of W (G + alpha I) W', the minimiser of
         ||Y - X W'||^2 + alpha ||W||^2 over matrices of rank r at the alpha of `rank_alphas`.
 
+        Args:
+            r: the rank.
+            difference: of y - x in place of y, of which y = x + features @ down.T @ up.T + bias is made.
+
         Raises:
-            ValueError: r is not one of the ranks that were solved, 1 .. len(rank_errors).
+            ValueError: r is not one of the ranks that were solved, 1 .. len(rank_errors); a difference of
+                activations whose shapes differ.
 
         Where the targets span fewer than r directions the remaining columns of up may be zero.
         Source: Izenman 1975; Mukherjee and Zhu, "Reduced rank ridge regression and its kernel
@@ -78,10 +90,36 @@ class RidgePath:
                 "smaller of d_in and d_out, or max_rank of solve_span; solve again with a larger max_rank, "
                 "or use weight and bias."
             )
-        decomposition = self._decomposition
-        U, Z = decomposition.low_rank_basis(self._stop, float(self.rank_alphas[r - 1]))
+        decomposition, alphas, cross, mean = self._decomposition, self.rank_alphas, None, self._mean_y
+        if difference:
+            if self._difference is None:
+                raise ValueError(
+                    f"RidgePath.at_rank: expected start and stop of one shape for their difference, got "
+                    f"{self.map.in_shape} -> {self.map.out_shape}. Use difference=False."
+                )
+            problem, _, alphas = self._difference
+            assert problem.prior is not None
+            cross, mean = problem.cross, mean - problem.prior @ decomposition.fit.mean_x
+        U, Z = decomposition.low_rank_basis(self._stop, float(alphas[r - 1]), cross)
         up, down = U[:, :r].contiguous(), Z[:, :r].T @ decomposition.vectors.T
-        return down, up, self._mean_y - up @ (down @ decomposition.fit.mean_x)
+        return down, up, mean - up @ (down @ decomposition.fit.mean_x)
+
+    @cached_property
+    def _difference(self) -> tuple["_Problem", Tensor, Tensor] | None:
+        """Moments of y - x, errors and alphas of its ranks: solved when first asked for, most never are."""
+        identity = self.map.identity_weight()
+        if identity is None:
+            return None
+        dec, columns = self._decomposition, self._decomposition.fit.columns[self._stop]
+        problem = _problem(dec, self._stop, "identity", identity)
+        errors, alphas = _rank_errors(dec, self._stop, problem, self._alphas, len(self.rank_errors))
+        return problem, errors / _scale(dec.held_square[columns], dec.held.count, self._mean_y), alphas
+
+    @property
+    def degrees(self) -> float:
+        """Effective degrees of freedom of a target's weights, sum s / (s + alpha); at most d_in."""
+        values = self._decomposition.values
+        return float((values / (values + self.alpha)).sum())
 
     @property
     def _mean_y(self) -> Tensor:
@@ -161,10 +199,8 @@ def solve_span(
     fit_sse = chosen.fit_square - 2 * (B * chosen.cross).sum() + (s[:, None] * B.square()).sum()
     # Not problems["zero"]: a caller may have named his own prior so.
     plain = _problem(decomposition, stop, "", None)
-    centre = int(_curve(decomposition, plain, alphas).argmin())
-    near = alphas[max(0, centre - 1) : centre + 2]
     ranks = min(linear.d_in, linear.d_out, linear.d_in if max_rank is None else max_rank)
-    rank_errors, rank_alphas = _rank_errors(decomposition, stop, plain, near, ranks)
+    rank_errors, rank_alphas = _rank_errors(decomposition, stop, plain, alphas, ranks)
     return RidgePath(
         map=linear,
         prior=name,
@@ -179,6 +215,7 @@ def solve_span(
         rank_alphas=rank_alphas,
         identity_error=_identity_error(decomposition, stop, held_scale),
         _stop=stop,
+        _alphas=alphas,
         _decomposition=decomposition,
     )
 
@@ -229,15 +266,18 @@ def _curve(dec: Decomposition, problem: _Problem, alphas: Tensor) -> Tensor:
 def _rank_errors(
     dec: Decomposition, stop: str, problem: _Problem, alphas: Tensor, ranks: int
 ) -> tuple[Tensor, Tensor]:
-    """Lowest held-out squared error over the alphas, and its alpha, of every rank 1 .. ranks.
+    """Lowest held-out squared error, and its alpha, of every rank 1 .. ranks.
 
-    The u_k are orthonormal: what each adds, u_k'(W G W')u_k - 2 u_k'(W C)u_k, does not depend on the others.
+    Over the best full-rank one of the sorted alphas (J,) and its neighbours. The u_k are orthonormal: what
+    each adds, u_k'(W G W')u_k - 2 u_k'(W C)u_k, does not depend on the others.
     """
     if ranks < 1:
         return alphas[:0], alphas[:0]
+    centre = int(_curve(dec, problem, alphas).argmin())
+    alphas = alphas[max(0, centre - 1) : centre + 2]
     errors = []
     for alpha in alphas.tolist():
-        U, Z = (side[:, :ranks] for side in dec.low_rank_basis(stop, alpha))
+        U, Z = (side[:, :ranks] for side in dec.low_rank_basis(stop, alpha, problem.cross))
         gains = (Z * (dec.held_gram @ Z)).sum(0) - 2 * ((problem.held_cross.T @ Z) * U).sum(0)
         errors.append((problem.held_square + gains.cumsum(0)).clamp(min=0.0))
     lowest = torch.stack(errors).min(0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from spansearch.calibration import PARTS, Part, Track, untracked
+from spansearch.calibration import Part, Track, untracked
 from spansearch.linear_maps import LinearMap, linear_map
 from spansearch.moments import Decomposition, Moments
 from spansearch.record import Recording
@@ -32,6 +32,7 @@ class Screening:
     device: torch.device | str = "cpu"
     _solved: dict[tuple[str, str, LinearMap], RidgePath] = field(default_factory=dict, repr=False)
     _decomposed: dict[Hashable, Decomposition] = field(default_factory=dict, repr=False)
+    _halves: dict[Hashable, Moments] = field(default_factory=dict, repr=False)
 
     def path(self, span: Span, kernel: int = 3) -> RidgePath:
         """The ridge solutions of a span, every rank of them; ``kernel`` as for ``span_map``.
@@ -44,6 +45,19 @@ class Screening:
         if key not in self._solved:
             self._solved[key] = solve_span(self._decomposition(span, linear, kernel), span.stop.name)
         return self._solved[key]
+
+    def halves(self, span: Span, kernel: int = 3) -> tuple[Moments, Moments, Moments]:
+        """Moments of every second fit example, of the others, and of the held-out ones.
+
+        Of all stops with the same start and reading; no activation is read again for them.
+
+        Raises:
+            ValueError: no linear map joins the two activations; says why.
+        """
+        linear = span_map(span, kernel)
+        whole = self._decomposition(span, linear, kernel)
+        half = self._halves[span.start.name, linear.reading]
+        return half, whole.fit.without(half), whole.held
 
     def all(self, kernel: int = 3, track: Track = untracked) -> dict[Span, RidgePath]:
         """The ridge solutions of every span that has a linear map."""
@@ -63,19 +77,21 @@ class Screening:
                 found = _map_or_none(other, kernel) if other.start.name == span.start.name else None
                 if found is not None and found.reading == linear.reading:
                     maps[other.stop.name] = found
-            fit, held = (self._moments(span.start, maps, part) for part in PARTS)
-            self._decomposed[key] = Decomposition(fit, held)
+            half, rest = (self._moments(span.start, maps, "fit", slice(k, None, 2)) for k in (0, 1))
+            held = self._moments(span.start, maps, "held_out", slice(None))
+            self._decomposed[key], self._halves[key] = Decomposition(half.joined(rest), held), half
         return self._decomposed[key]
 
-    def _moments(self, start: CutPoint, maps: dict[str, LinearMap], part: Part) -> Moments:
+    def _moments(self, start: CutPoint, maps: dict[str, LinearMap], part: Part, which: slice) -> Moments:
+        """Of those examples of a part."""
         moments = Moments(maps, device=self.device)
         values = self.recording.values[part]
         per_position = next(iter(maps.values())).kind == "tokens"
         keep = self.recording.positions(start, part) if per_position else None
         for first in range(0, self.recording.count(part), CHUNK):
             rows = slice(first, first + CHUNK)
-            ys = {stop: values[stop][rows] for stop in maps}
-            moments.add(values[start.name][rows], ys, None if keep is None else keep[rows])
+            ys = {stop: values[stop][rows][which] for stop in maps}
+            moments.add(values[start.name][rows][which], ys, None if keep is None else keep[rows][which])
         return moments
 
 

@@ -18,10 +18,10 @@ from spansearch.search import RidgeRule, Space
 
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 FINISHED = tuple(STATES.values())
-KEPT_BY_DUPLICATES = ("student", "student_params", "width", "reason")
+KEPT_BY_DUPLICATES = ("student", "student_params", "width", "depth", "reason")
 
 Seen = dict[Splice, tuple[int, Outcome]]
-"""By splice the trial that it was tried in, and what became of it."""
+"""By splice, as asked for, the trial that it was tried in, and what became of it."""
 
 
 def suggest(trial: Trial, space: Space) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def duplicate(number: int, outcome: Outcome) -> Outcome:
 def tell(study: optuna.Study, trial: Trial, splice: Splice | None, outcome: Outcome) -> None:
     """Write everything about a trial, then tell it: a finished trial is complete in itself.
 
-    User attributes: ``recipe`` where a splice was meant, ``measures`` where it was measured, ``details``
-    always.
+    User attributes: ``recipe`` where a splice was meant, at the depth it got, ``measures`` where it was
+    measured, ``details`` always.
     """
     if splice is not None:
         trial.set_user_attr("recipe", to_json((splice,)))
@@ -96,7 +96,7 @@ def remember(study: optuna.Study) -> Memory:
         if splice is None or "duplicate_of" in outcome.details:
             continue
         if outcome.state != "failed":
-            memory.seen[splice] = (trial.number, outcome)
+            memory.seen[splice.asked] = (trial.number, outcome)
         baseline = outcome.details.get("linear_divergence")
         if baseline is not None:
             memory.linear[splice.span_name] = baseline

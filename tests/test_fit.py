@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spansearch import fit
 from spansearch.errors import DataError, TaskError
 from spansearch.fit import FitData, FitReport, FitSettings, find_rate, fit_by_gradient, held_out_error
 from spansearch.linear_maps import linear_map
@@ -151,6 +152,38 @@ def test_fewer_examples_than_a_batch():
     data = _vectors(20)
     _, report = _fit(data, batch_size=64)
     assert report.held_out_error < report.curve[0]
+
+
+class Records(nn.Module):
+    """Tells the dtypes of its products, in train and in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.seen = _mlp(), set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.layers(x)
+        self.seen.add((self.training, x.dtype, made.dtype))
+        return made
+
+
+def test_products_of_a_step_are_bfloat16_where_that_is_faster_and_errors_float32(monkeypatch):
+    """On a CPU that is told to be such a device; as it is, nothing changes."""
+    plain, single = Records(), torch.float32
+    report = fit_by_gradient(plain, _vectors(), 1e-2, QUICK, seed=0)
+    assert plain.seen == {(True, single, single), (False, single, single)}
+    _, same = _fit(_vectors())
+    assert same == report
+    monkeypatch.setattr(fit, "MIXED", ("cpu",))
+    mixed = Records()
+    close = fit_by_gradient(mixed, _vectors(), 1e-2, QUICK, seed=0)
+    assert mixed.seen == {(True, single, torch.bfloat16), (False, single, single)}
+    assert {weight.dtype for weight in mixed.parameters()} == {single}
+    assert close != report and close.held_out_error == pytest.approx(report.held_out_error, rel=0.1)
+    assert held_out_error(mixed, _vectors()) == close.held_out_error
+    double = nn.Linear(5, 3).double()
+    double.register_forward_pre_hook(lambda _module, args: (args[0].double(),))
+    assert math.isfinite(fit_by_gradient(double, _vectors(), 1e-2, QUICK, seed=0).held_out_error)
 
 
 # The error

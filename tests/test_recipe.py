@@ -7,7 +7,11 @@ import pytest
 from spansearch.errors import StudyError
 from spansearch.recipe import Splice, from_json, to_json
 
-RECIPE = (Splice("a", "b", "ridge", 0), Splice("b", "c", "conv", 12, "scratch"))
+RECIPE = (
+    Splice("a", "b", "ridge", 0),
+    Splice("b", "c", "conv", 12, "scratch"),
+    Splice("c", "d", "conv", 12, "warm", 2),
+)
 
 
 def test_a_recipe_survives_being_written():
@@ -17,7 +21,19 @@ def test_a_recipe_survives_being_written():
 
 def test_names():
     assert RECIPE[0].span_name == "a -> b"
-    assert [str(splice) for splice in RECIPE] == ["a -> b: ridge", "b -> c: conv 12 from scratch"]
+    assert [str(splice) for splice in RECIPE] == [
+        "a -> b: ridge",
+        "b -> c: conv 12 from scratch",
+        "c -> d: conv 12 x2",
+    ]
+
+
+def test_depth_is_no_part_of_what_is_asked_for_and_old_recipes_have_none():
+    assert RECIPE[2].asked == Splice("c", "d", "conv", 12) and RECIPE[1].asked == RECIPE[1]
+    plain = to_json(RECIPE[:2])
+    for splice in plain:
+        del splice["depth"]
+    assert from_json(plain) == RECIPE[:2]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +42,7 @@ def test_names():
         [{"start": "a"}],
         [{"start": "a", "stop": "b", "family": "ridge", "size": "many", "init": "warm"}],
         [{"start": "a", "stop": "b", "family": "ridge", "size": 0, "colour": "red"}],
+        [{"start": "a", "stop": "b", "family": "ridge", "size": 0, "depth": "deep"}],
         ["ridge"],
     ],
 )

@@ -59,7 +59,7 @@ def test_the_data_has_the_keys_that_are_promised(study: ss.Study) -> None:
         low, high = member["test"]["ci95"]
         assert low <= member["test"]["score_drop"] <= high
         for splice in member["splices"]:
-            assert splice.keys() == {"start", "stop", "family", "width", "params", "size", "init"}
+            assert splice.keys() == {"start", "stop", "family", "width", "params", "size", "init", "depth"}
             assert 0 < splice["width"] <= 1 and splice["params"] >= 0
         assert member["flops_ratio"] == member["flops"] / data["teacher"]["flops"]
         assert member["score_drop"] == data["teacher"]["score"] - member["score"]

@@ -358,3 +358,35 @@ def test_bad_arguments_are_refused():
         fit_ridge(x, y)
     with pytest.raises(ValueError, match=r"expected x \(n, d_in\)"):
         fit_ridge(x[0], y[0], (x, y))
+
+
+@pytest.mark.parametrize(("rows", "d", "max_rank"), [(60, 7, None), (60, 7, 3), (5, 9, None)])
+def test_ranks_of_the_difference_are_those_of_a_regression_of_it(rows, d, max_rank):
+    """y = x + reduced-rank ridge of y - x, solved from the moments of x and y alone."""
+    draw = torch.Generator().manual_seed(3)
+    x, held = torch.randn(rows, d, generator=draw) + 2, torch.randn(40, d, generator=draw) + 2
+    A = torch.randn(d, 2, generator=draw) @ torch.randn(2, d, generator=draw)
+    y, y_held = x + x @ A + 0.1 * torch.randn(rows, d, generator=draw) - 1, held + held @ A - 1
+    path = fit_ridge(x, y, (held, y_held), max_rank=max_rank)
+    direct = fit_ridge(x, y - x, (held, y_held - held), priors={"zero": None}, max_rank=max_rank)
+    errors = path.difference_errors
+    assert errors is not None and len(errors) == len(path.rank_errors)
+    whole = (y_held - y.mean(0)).square().sum()
+    for r in range(1, len(errors) + 1):
+        down, up, bias = path.at_rank(r, difference=True)
+        wanted = direct.at_rank(r)
+        torch.testing.assert_close(up @ down, wanted[1] @ wanted[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(bias, wanted[2], rtol=1e-5, atol=1e-5)
+        made = held.double() + held.double() @ (up @ down).T + bias
+        assert float(errors[r - 1]) == pytest.approx(
+            float((made - y_held).square().sum() / whole), rel=1e-3, abs=1e-6
+        )
+    assert float(errors[min(1, len(errors) - 1)]) < float(path.rank_errors[min(1, len(errors) - 1)])
+
+
+def test_there_is_no_difference_of_unlike_shapes():
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    path = fit_ridge(x, x[:, :3].clone(), (x, x[:, :3].clone()))
+    assert path.difference_errors is None
+    with pytest.raises(ValueError, match=r"of one shape for their difference, got \(4,\) -> \(3,\)"):
+        path.at_rank(1, difference=True)

@@ -166,15 +166,12 @@ def test_stops_of_one_start_share_their_moments(monkeypatch):
     paths = screening.all()
     assert set(paths) == set(found.spans)
     starts = {span.start.name for span in found.spans}
-    assert len(made) == len(PARTS) * len(starts)
+    assert len(made) == 3 * len(starts)  # either half of the examples to fit, and those held out
     from_input = sorted({span.stop.name for span in found.spans if span.start.name == "input"})
     assert made[:2] == [from_input, from_input] and len(from_input) > 3
     screening.all()
     screening.path(found["input", "2"], kernel=1)  # the kernel is for maps: the same solution
-    assert (
-        len(made) == len(PARTS) * len(starts)
-        and screening.path(found["input", "2"]) is paths[found["input", "2"]]
-    )
+    assert len(made) == 3 * len(starts) and screening.path(found["input", "2"]) is paths[found["input", "2"]]
 
 
 def test_readings_of_one_start_have_moments_of_their_own():

@@ -13,6 +13,7 @@ from spansearch.ridge import RidgePath
 from spansearch.screen import summary
 from spansearch.spans import Span, Spans
 from spansearch.study import Study
+from spansearch.sufficiency import GAIN, Sufficiency, calibration_examples, sufficiency
 
 
 @click.command(epilog="Example: spansearch screen studies/digits_cnn.py")
@@ -23,12 +24,23 @@ from spansearch.study import Study
 def screen(study: Path, directory: Path | None, seed: int | None, device: str) -> None:
     """Fit every span's linear student in closed form and show its error on held-out examples.
 
-    0 is perfect, 1 is no better than the mean. Nothing is stored.
+    0 is perfect, 1 is no better than the mean. Beside it what it is with half the examples and what it would
+    be with twice as many: where that is lower by a tenth, data is what limits the span. Nothing is stored.
     """
     opened = Study.open(study, directory=directory, seed=seed, device=device, track=track)
     paths = opened.bench.screening.all(track=track)
+    enough = sufficiency(opened.bench.screening, list(paths), track=track)
     rows = table(
-        "span", ">share of flops", ">ridge error", "shrunk to", ">identity error", ">rank for 2 x the error"
+        "span",
+        ">share of flops",
+        ">ridge error",
+        "shrunk to",
+        ">identity error",
+        ">rank for 2 x the error",
+        ">degrees of freedom",
+        ">half the data",
+        ">twice the data",
+        "limited by",
     )
     for span, error, identity in summary(paths):
         path = paths[span]
@@ -39,6 +51,7 @@ def screen(study: Path, directory: Path | None, seed: int | None, device: str) -
             path.prior,
             "" if identity is None else f"{identity:.4f}",
             _rank(path),
+            *_data(enough.get(span)),
         )
     output.print(rows)
     _print_heat(opened.spans, paths)
@@ -47,6 +60,25 @@ def screen(study: Path, directory: Path | None, seed: int | None, device: str) -
         f"\n{len(paths)} spans, {recording.count('fit')} examples fitted, {recording.count('held_out')} held "
         f"out, teacher {number(opened.spans.flops)} flops.",
     )
+    if enough:
+        output.print(_summary(list(enough.values()), recording.count("fit"), recording.count("held_out")))
+
+
+def _data(found: Sufficiency | None) -> tuple[str, str, str, str]:
+    if found is None:
+        return "", "", "", ""
+    limit = "data" if found.limited else ""
+    return f"{found.degrees:.0f}", f"{found.half:.4f}", f"{found.twice:.4f}", limit
+
+
+def _summary(found: list[Sufficiency], fitted: int, held_out: int) -> str:
+    limited = sum(one.limited for one in found)
+    told = f"{limited} of {len(found)} spans are limited by data: twice the examples would lower their error "
+    told += f"by more than {GAIN:.0%}."
+    if not limited:
+        return told
+    needed = calibration_examples(found, fitted, held_out)
+    return f"{told} {needed} or more calibration examples would help; there are {fitted + held_out}."
 
 
 def _rank(path: RidgePath) -> str:

@@ -14,26 +14,28 @@ from spansearch.students import (
 )
 from spansearch.students.base import (
     Family,
-    Fitted,
     Init,
     attends,
     check_width,
+    deepest,
     families,
     family,
-    fit_student,
     refusal,
     register,
     student_cost,
 )
+from spansearch.students.fitting import Fitted, Growth, fit_student
 
 __all__ = [
     "Family",
     "Fitted",
+    "Growth",
     "Init",
     "attends",
     "attention",
     "check_width",
     "conv",
+    "deepest",
     "families",
     "family",
     "fit_student",

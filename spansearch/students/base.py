@@ -1,23 +1,19 @@
-"""What a family of students is, the registry, and fitting one student of any family."""
+"""What a family of students is, the registry, and what students cost before they exist."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
-import torch
 from torch import nn
 
 from spansearch.cost import Cost, announce
 from spansearch.errors import FamilyError
 from spansearch.evidence import Evidence
-from spansearch.fit import FitReport, FitSettings, fit_by_gradient
-from spansearch.readout import solve_last_layer
 from spansearch.spans import Span
 
 Init = Literal["warm", "scratch"]
@@ -29,6 +25,14 @@ class Family(Protocol):
     Attributes:
         gradient: students are fitted by gradient from a warm or a scratch start; else ``solve`` is final.
         sized: students come in sizes, so a width means something.
+
+    Some parts are optional, and looked for where a fit could use them:
+
+    * a start from scratch that depends on what is known: ``scratch(span, size, evidence)``, as ``build`` but
+      for buffers that tell variants of one student apart.
+    * students of several depths: fields ``depth: int = 1`` and ``deepest: int``, and ``grow(span, size,
+      student)``, called on the family at depth d + 1: a student of that depth that computes what the given
+      one of depth d computes, which is left as it is. ``build`` and ``solve`` follow ``depth``; sizes do not.
     """
 
     gradient: bool
@@ -84,14 +88,33 @@ def register(name: str) -> Callable[[C], C]:
     return add
 
 
-def family(name: str) -> Family:
-    """The family registered under a name; FamilyError lists the known ones."""
+def family(name: str, depth: int = 1) -> Family:
+    """The family registered under a name, at a depth.
+
+    Raises:
+        FamilyError: there is none of that name (lists the known ones), or its students are not that deep.
+    """
     if name not in _REGISTRY:
         raise FamilyError(
             f"Unknown family {name!r}. Known: {', '.join(sorted(_REGISTRY))}. Register yours with "
             "@spansearch.register(name) in the study file."
         )
-    return _REGISTRY[name]
+    kind: Any = _REGISTRY[name]
+    if depth == 1:
+        return kind
+    if not 1 <= depth <= deepest(name):
+        raise FamilyError(
+            f"Students of the family {name!r} have a depth of 1 to {deepest(name)}, got {depth!r}. A recipe "
+            "of a deeper one was made by another version of the family; use that one."
+        )
+    return replace(kind, depth=depth)
+
+
+def deepest(name: str) -> int:
+    """How deep students of a family may grow; 1 where it cannot grow them."""
+    kind = family(name)
+    parts = all(hasattr(kind, part) for part in ("depth", "deepest", "grow"))
+    return int(getattr(kind, "deepest", 1)) if parts else 1
 
 
 def attends(name: str) -> bool:
@@ -114,7 +137,7 @@ def check_width(width: float) -> float:
     return number
 
 
-def student_cost(name: str, span: Span, size: int) -> Cost:
+def student_cost(name: str, span: Span, size: int, depth: int = 1) -> Cost:
     """What a student will cost for one example, known before it exists.
 
     Counted on the meta device; a family whose students compute nothing outside the model has a method
@@ -124,77 +147,20 @@ def student_cost(name: str, span: Span, size: int) -> Cost:
     if own is not None:
         return own(span, size)
     # What a family builds may follow from all of these; spans are compared by their ends alone.
-    return _announced(name, span, size, span.flops, span.causal, span.alone)
+    return _announced(name, span, size, depth, span.flops, span.causal, span.alone)
 
 
 @lru_cache(maxsize=65536)
-def _announced(name: str, span: Span, size: int, *_key: object) -> Cost:
-    return announce(lambda: family(name).build(span, size), span.start.shape)
+def _announced(name: str, span: Span, size: int, depth: int, *_key: object) -> Cost:
+    return announce(lambda: family(name, depth).build(span, size), span.start.shape)
 
 
-def refusal(name: str, span: Span, size: int) -> str | None:
+def refusal(name: str, span: Span, size: int, depth: int = 1) -> str | None:
     """Why a student is not worth building: its family refuses the span, or it costs as much as the span."""
-    reason = family(name).refuses(span)
+    reason = family(name, depth).refuses(span)
     if reason:
         return reason
-    cost = student_cost(name, span, size)
+    cost = student_cost(name, span, size, depth)
     if cost.flops >= span.flops:
         return f"costs {cost.flops} flops an example, no less than the span's {span.flops}"
     return None
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A fitted student and how the fit went; ``report`` only where it was fitted by gradient."""
-
-    student: nn.Module
-    held_out_error: float
-    seconds: float
-    report: FitReport | None = None
-
-
-def fit_student(
-    name: str,
-    span: Span,
-    size: int,
-    init: Init,
-    evidence: Evidence,
-    settings: FitSettings,
-    rate: Callable[[Callable[[], nn.Module]], float],
-    seed: int,
-) -> Fitted:
-    """Fit one student of any family.
-
-    Args:
-        name, span, size, init: which student.
-        evidence: what it is solved from and fitted to.
-        settings: of the gradient fit.
-        rate: given a function that builds the start, the learning rate to use (known or by range test).
-        seed: every random choice of this fit follows from it; global random state is restored.
-
-    Returns:
-        Fitted, its student on ``evidence.device`` in eval mode, in the dtype of the span's stop.
-    """
-    kind = family(name)
-    started = time.perf_counter()
-    device, data = torch.device(evidence.device), evidence.data(span)
-
-    def start() -> nn.Module:
-        torch.manual_seed(seed)
-        with torch.device("cpu"):  # the same random numbers whatever the device
-            scratch = kind.gradient and init == "scratch"
-            return kind.build(span, size) if scratch else kind.solve(span, size, evidence)
-
-    report = None
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        if kind.gradient:
-            learning_rate = rate(start)
-            student = start()
-            torch.manual_seed(seed)  # building may have drawn numbers or not
-            report = fit_by_gradient(student, data, learning_rate, settings, seed)
-            error = solve_last_layer(student, data, report.held_out_error)
-            report = replace(report, held_out_error=error)
-        else:
-            student = start().to(device).eval()
-            error = evidence.held_out_error(student, span)
-    return Fitted(student.to(span.stop.dtype), error, time.perf_counter() - started, report)

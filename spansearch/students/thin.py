@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spansearch.cost import Cost, parameter_count
 from spansearch.elimination import eliminate
 from spansearch.evidence import Evidence
-from spansearch.layer_moments import Pair, joined, restricted
+from spansearch.layer_moments import Pair, restricted
 from spansearch.layers import is_layer, weight_of
 from spansearch.refit import refit
 from spansearch.spans import Hidden, InPlace, Span
@@ -99,7 +99,7 @@ def thinned(
     reader = own[hidden.reader]
     assert is_layer(reader)
     fit, held = pair
-    every = joined(fit, held)
+    every = fit.joined(held)
     group = len(every.gram) // hidden.groups
     alpha = PENALTY * float(every.gram.diagonal().mean())
     chosen = eliminate(every.gram, every.cross, float(every.square.sum()), group, alpha)

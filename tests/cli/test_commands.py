@@ -151,6 +151,9 @@ def test_screen(run: Run, study: Path) -> None:
         "by start (down)",
         "Stops: 1 ",
         "examples fitted",
+        "half the data",
+        "twice the data",
+        "spans are limited by data",
     ):
         assert word in ended.out
 

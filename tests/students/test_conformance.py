@@ -16,7 +16,7 @@ from spansearch.errors import FamilyError
 from spansearch.fit import find_rate
 from spansearch.search.settings import FAMILIES
 from spansearch.spans import InPlace, splice
-from spansearch.students import Fitted, families, family, fit_student, refusal, student_cost
+from spansearch.students import Fitted, deepest, families, family, fit_student, refusal, student_cost
 
 WIDTHS = (1 / 32, 0.1, 0.25, 0.5, 0.9, 1.0)
 PAIRS = [(family, layout) for family in sorted(families) for layout in BODIES]
@@ -55,7 +55,7 @@ REFUSED = (
         )
     }
 )
-REFUSED |= {("attention", layout) for layout in BODIES if not layout.startswith("tokens")}
+REFUSED |= {("attention", layout) for layout in BODIES if "tokens" not in layout}
 REFUSED |= {("attention", "tokens to vector")}
 FITTING = [pair for pair in PAIRS if pair not in REFUSED]
 
@@ -144,8 +144,9 @@ def test_a_fit_follows_from_its_seed_alone(name, layout, init):
 @pytest.mark.parametrize(("name", "layout"), FITTING)
 def test_the_state_of_a_student_goes_into_a_new_one(name, layout):
     at = case(layout)
-    student = _fit(name, layout).student
-    rebuilt = family(name).build(at.span, _size(name, at))
+    fitted = _fit(name, layout)
+    student = fitted.student
+    rebuilt = family(name, fitted.depth).build(at.span, _size(name, at))
     rebuilt.load_state_dict(student.state_dict(), strict=True)
     assert torch.equal(at.run(rebuilt.eval(), at.data.x_held), at.run(student, at.data.x_held))
 
@@ -156,7 +157,9 @@ def test_the_cost_announced_is_the_cost_counted(name, layout):
     for width in WIDTHS:
         size = _size(name, at, width)
         assert student_cost(name, at.span, size) == _counted(at, _built(name, at, size))
-    assert student_cost(name, at.span, _size(name, at)) == _counted(at, _fit(name, layout).student)
+    fitted = _fit(name, layout)
+    size = _size(name, at)
+    assert student_cost(name, at.span, size, fitted.depth) == _counted(at, fitted.student)
 
 
 def _counted(at: Case, student: nn.Module) -> Cost:
@@ -194,6 +197,39 @@ def test_width_is_a_size(name, layout):
                 family(name).size(at.span, width)
     else:
         assert sizes == [0] * len(sizes)
+
+
+DEPTHS = [(*pair, depth) for pair in FITTING for depth in range(2, deepest(pair[0]) + 1)]
+
+
+@pytest.mark.parametrize(("name", "layout", "depth"), DEPTHS)
+def test_a_grown_student_is_the_same_map_and_a_student_of_its_depth(name, layout, depth):
+    """The student it grew from stays as it was; the further layer can learn; cost and state are announced."""
+    at, size = case(layout), _size(name, case(layout))
+    torch.manual_seed(4)
+    student = family(name, depth - 1).build(at.span, size).eval()
+    x, before = at.data.x_held, copy.deepcopy(student)
+    grown = family(name, depth).grow(at.span, size, student)
+    wanted = _run(student, x)
+    torch.testing.assert_close(_run(grown, x), wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+    assert _equal(student, before) and not set(student.parameters()) & set(grown.parameters())
+    assert student_cost(name, at.span, size, depth) == cost(grown, at.data.x[:2])
+    assert student_cost(name, at.span, size, depth).flops > student_cost(name, at.span, size).flops
+    rebuilt = family(name, depth).build(at.span, size)
+    rebuilt.load_state_dict(grown.state_dict(), strict=True)
+    assert torch.equal(_run(rebuilt.eval(), x), _run(grown, x))
+    torch.nn.functional.mse_loss(grown(x), at.data.y_held).backward()
+    assert all(bool((p.grad != 0).any()) for p in grown.parameters())
+
+
+@pytest.mark.parametrize(("name", "layout"), [p for p in FITTING if deepest(p[0]) > 1])
+def test_a_deep_start_is_the_shallow_one(name, layout):
+    at, size = case(layout), _size(name, case(layout))
+    starts = []
+    for depth in (1, deepest(name)):
+        torch.manual_seed(6)
+        starts.append(_run(family(name, depth).solve(at.span, size, at.evidence), at.data.x_held))
+    torch.testing.assert_close(*starts, rtol=1e-4, atol=1e-5 * float(starts[0].abs().max()))
 
 
 def _strided(layout: str) -> bool:
