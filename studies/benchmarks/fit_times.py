@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 
 from torch import nn
@@ -11,7 +10,6 @@ from torch import nn
 from benchmarks.records import Record
 from benchmarks.setting import Job, Setting, sizes
 from spansearch.calibration import Calibration
-from spansearch.screen import Screening
 from spansearch.spans import Span
 from spansearch.students import family, refusal
 
@@ -34,10 +32,9 @@ def time_jobs(setting: Setting, names: list[str]) -> list[Job]:
 def _times(setting: Setting, name: str, span: Span, size: int) -> Record:
     """The solution from the recorded activations on, nothing shared with other spans, and the quickest of
     three passes through the span."""
-    evidence = setting.bench.evidence
-    alone = replace(evidence, screening=Screening(evidence.screening.recording, (span,), "cpu"))
+    evidence = setting.fresh(span)
     started = time.perf_counter()
-    family(name).solve(span, size, alone)
+    family(name).solve(span, size, evidence)
     solving = time.perf_counter() - started
     through = min(span_seconds(evidence.teacher, span, evidence.calibration) for _ in range(PASSES))
     return {"solve_seconds": solving, "pass_seconds": through, "passes": solving / through}

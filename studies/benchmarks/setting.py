@@ -17,9 +17,11 @@ from torch import nn
 import spansearch as ss
 from benchmarks.records import Record, Records
 from benchmarks.span_choice import chosen_spans
+from spansearch.evidence import Evidence
 from spansearch.fit import find_rate
+from spansearch.screen import Screening
 from spansearch.spans import Span
-from spansearch.students import Fitted, families, family, fit_student, refusal, student_cost
+from spansearch.students import Fitted, families, family, fit_student, refusal
 from spansearch.workbench import Workbench
 
 WIDTHS = (0.125, 0.25, 0.5, 1.0)
@@ -81,25 +83,37 @@ class Setting:
         self.records.add(record)
         return record
 
-    def fit(self, name: str, span: Span, size: int, init: str = "warm") -> Fitted:
+    def fresh(self, span: Span) -> Evidence:
+        """The evidence with nothing solved yet, for whoever takes the time of a solution."""
+        known = self.bench.evidence
+        return Evidence(known.teacher, Screening(self.bench.recording, (span,), "cpu"), known.calibration)
+
+    def fit(
+        self, name: str, span: Span, size: int, init: str = "warm", evidence: Evidence | None = None
+    ) -> Fitted:
         """A student; the learning rate of one that is fitted by gradient is found by its own range test."""
+        evidence = evidence or self.bench.evidence
         words = [self.seed, *f"{span.name} {name} {size}".encode()]  # both inits see the same batches
         seed = int(np.random.default_rng(words).integers(2**31))
-        data = self.bench.evidence.data(span)
-        rate = partial(find_rate, data=data, settings=self.search.fit, seed=seed)
-        return fit_student(name, span, size, init, self.bench.evidence, self.search.fit, rate, seed)
+        rate = partial(find_rate, data=evidence.data(span), settings=self.search.fit, seed=seed)
+        return fit_student(name, span, size, init, evidence, self.search.fit, rate, seed)
 
     def spliced(self, span: Span, student: nn.Module) -> nn.Module:
         return ss.splice(self.bench.teacher, {span: student}).eval()
 
+    def figures(self, span: Span, model: nn.Module) -> Record:
+        """Divergences of a spliced model and its flops as a share of the teacher's; the student's as one of
+        its span's: counted in the model, as a student may not be what its family announced for its size."""
+        counted, whole = self.bench.validation.cost(model).flops, self.bench.validation.teacher_cost.flops
+        return {
+            **self.divergences(model),
+            "flops_share": 1 - (whole - counted) / span.flops,
+            "flops_ratio": counted / whole,
+        }
+
     def divergences(self, model: nn.Module) -> Record:
         evaluators = {"validation": self.bench.validation, "test": self.bench.test}
         return {name: evaluator.divergence(model) for name, evaluator in evaluators.items()}
-
-    def flops(self, span: Span, student: int) -> Record:
-        """Flops of a student as a share of its span's, those of the spliced model as one of the teacher's."""
-        whole = self.bench.found.flops
-        return {"flops_share": student / span.flops, "flops_ratio": 1 - (span.flops - student) / whole}
 
     def _made_by(self, name: str | None) -> str:
         """A hash of teacher, data, settings and the family's own file: figures of another one are not
@@ -142,8 +156,7 @@ def _student(setting: Setting, name: str, span: Span, size: int, width: float, i
         "width": width if family(name).sized else None,
         "same_shape": span.start.shape == span.stop.shape,
         "span_ratio": span.flops / setting.bench.found.flops,
-        **setting.flops(span, student_cost(name, span, size).flops),
-        **setting.divergences(setting.spliced(span, fitted.student)),
+        **setting.figures(span, setting.spliced(span, fitted.student)),
         "held_out_error": fitted.held_out_error,
         "fit_seconds": round(fitted.seconds, 4),
         "rate": report and report.rate,

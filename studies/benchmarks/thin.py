@@ -17,7 +17,7 @@ from benchmarks.records import Record
 from benchmarks.setting import Job, Setting
 from spansearch.batches import batch_size
 from spansearch.spans import Span
-from spansearch.students import families, family, refusal, student_cost
+from spansearch.students import families, family, refusal
 
 WIDTHS = (0.75, 0.5, 0.25)
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -50,11 +50,10 @@ def thin_jobs(setting: Setting, name: str = "thin") -> list[Job]:
 
 
 def _thinned(setting: Setting, name: str, span: Span, size: int, width: float) -> Record:
-    fitted = setting.fit(name, span, size)
+    fitted = setting.fit(name, span, size, evidence=setting.fresh(span))
     return {
         "width": width,
-        **setting.flops(span, student_cost(name, span, size).flops),
-        **setting.divergences(setting.spliced(span, fitted.student)),
+        **setting.figures(span, setting.spliced(span, fitted.student)),
         "fit_seconds": fitted.seconds,
     }
 

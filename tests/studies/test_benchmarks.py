@@ -22,6 +22,7 @@ from benchmarks.setting import Setting, student_jobs
 from benchmarks.span_choice import placements
 from benchmarks.student_report import markdown
 from benchmarks.student_summary import geometric_mean, summarise
+from spansearch.students import student_cost
 
 
 def tiny(path, kind="mlp", seed=0, teacher="mlp"):
@@ -78,6 +79,17 @@ def test_the_command_answers_resumes_and_keeps_what_it_knows(tmp_path, quick_sea
     again = json.loads((tmp_path / "students.json").read_text())["answers"]
     assert again["families"] == answers["families"]
     assert again["scratch_to_warm"] == answers["scratch_to_warm"]
+
+
+def test_flops_are_those_announced(tmp_path):
+    setting = tiny(tmp_path)
+    for name in ("identity", "lowrank"):
+        for job in student_jobs(setting, name):
+            span = next(span for span in setting.spans if span.name == job.names["span"])
+            announced = student_cost(name, span, job.names["size"]).flops
+            record = setting.carry_out(job)
+            assert record["flops_share"] * span.flops == pytest.approx(announced)
+            assert record["flops_ratio"] < 1
 
 
 def test_an_unknown_family_is_named(tmp_path, quick_search):
