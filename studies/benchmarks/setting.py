@@ -5,7 +5,7 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -123,7 +123,7 @@ class Setting:
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def sizes(name: str, span: Span, widths: tuple[float, ...] = WIDTHS) -> dict[int, float]:
+def sizes(name: str, span: Span, widths: Sequence[float] = WIDTHS) -> dict[int, float]:
     """The sizes of a family's students for these widths, each once; empty where it refuses the span."""
     kind = family(name)
     if kind.refuses(span) is not None:
@@ -137,7 +137,7 @@ def sizes(name: str, span: Span, widths: tuple[float, ...] = WIDTHS) -> dict[int
 
 
 def student_jobs(
-    setting: Setting, name: str, widths: tuple[float, ...] = WIDTHS, init: str = "warm"
+    setting: Setting, name: str, widths: Sequence[float] = WIDTHS, init: str = "warm"
 ) -> list[Job]:
     """Students of a family in every span, none that would cost as much as what it replaces."""
     jobs = []

@@ -37,25 +37,25 @@ WARM_START = {"cnn": "conv", "mlp": "mlp"}
 """Whose warm start is held against a scratch start."""
 
 
-def jobs(setting: Setting, names: Sequence[str]) -> list[Job]:
+def jobs(setting: Setting, names: Sequence[str], widths: Sequence[float]) -> list[Job]:
     """Everything that is measured on one teacher."""
     every = list(dict.fromkeys([*LINEAR, *names]))  # what others are compared with is always there
     made = []
     for name in every:
-        made += student_jobs(setting, name, (SMALLEST, *WIDTHS) if name == "truncated" else WIDTHS)
+        made += student_jobs(setting, name, (SMALLEST, *widths) if name == "truncated" else widths)
     contrast = WARM_START.get(setting.teacher)
     if contrast in every:
-        made += student_jobs(setting, contrast, SMALL, "scratch")
+        made += student_jobs(setting, contrast, [width for width in SMALL if width in widths], "scratch")
     made += time_jobs(setting, every)
     if "thin" in every:
         made += thin_jobs(setting)
     return made
 
 
-def run(setting: Setting, names: Sequence[str]) -> None:
+def run(setting: Setting, names: Sequence[str], widths: Sequence[float]) -> None:
     """Measure what is not known yet."""
     with progress_bar() as bar:
-        todo = jobs(setting, names)
+        todo = jobs(setting, names, widths)
         shown = bar.add_task(f"{setting.teacher}, seed {setting.seed}", total=len(todo))
         for job in todo:
             record = setting.carry_out(job)
@@ -117,6 +117,9 @@ class Several(click.Option):
 @click.option("--teacher", "chosen", multiple=True, type=click.Choice(list(TEACHERS)), help="Default: all.")
 @click.option("--seeds", cls=Several, multiple=True, type=click.IntRange(0), default=(0, 1, 2))
 @click.option("--families", "names", cls=Several, multiple=True, help="Default: every registered family.")
+@click.option(
+    "--widths", cls=Several, multiple=True, type=click.FloatRange(0, 1, min_open=True), default=WIDTHS
+)
 @click.option("--out", type=click.Path(path_type=Path), default=OUT)
 @click.option(
     "--cache", type=click.Path(path_type=Path), default=Path("runs/benchmarks"), help="For teachers."
@@ -128,6 +131,7 @@ def main(
     chosen: tuple[str, ...],
     seeds: tuple[int, ...],
     names: tuple[str, ...],
+    widths: tuple[float, ...],
     out: Path,
     cache: Path,
     threads: int,
@@ -144,7 +148,7 @@ def main(
         for seed in seeds:
             directory = cache / f"{teacher}_seed{seed}"
             setting = Setting(teacher, seed, task(teacher, seed, cache), records, directory, search)
-            run(setting, names or list(families))
+            run(setting, names or list(families), widths)
             records.add(about(setting))
             write(out, records.all(), search)
     click.echo(out.with_suffix(".md"))
