@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -150,7 +150,7 @@ class Training:
     label_smoothing: float = 0.1
     shift: float = 0.7  # augmentation: moves of up to this many of the 8 pixels,
     slant: float = 0.25  # and this much off the identity in each entry of the 2 x 2 map
-    seed: int = 0
+    seed: int = 0  # of the split into training, validation and test as well
 
 
 def untrained(settings: Training) -> DigitsCNN:
@@ -166,7 +166,7 @@ def train(settings: Training) -> DigitsCNN:
     The same settings give the same bits on the same machine with the same number of threads. The caller's
     random state and thread count stay as they are.
     """
-    split = splits()["train"]
+    split = splits(settings.seed)["train"]
     count = len(split.labels)
     steps = count // settings.batch_size  # the last few images of each epoch's order are left out
     model = untrained(settings)
@@ -179,9 +179,7 @@ def train(settings: Training) -> DigitsCNN:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.rate, total_steps=settings.epochs * steps + 1, pct_start=0.25
     )  # one step more than there are: the schedule takes its first when it is made
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    quiet = not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
+    with training_progress() as progress:
         bar = progress.add_task("training the teacher", total=settings.epochs * steps)
         for _ in range(settings.epochs):
             order = torch.randperm(count, generator=draws)
@@ -197,21 +195,26 @@ def train(settings: Training) -> DigitsCNN:
     return model.eval()
 
 
+def training_progress() -> Progress:
+    """A bar with the time left, on stderr; shows nothing where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    quiet = not sys.stderr.isatty()
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet)
+
+
 def kept(directory: Path, settings: Training) -> DigitsCNN:
     """The network of these settings from `directory`; trained, and written there, if it is not there."""
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"teacher-{recipe(settings)}.safetensors"
-    with FileLock(path.with_suffix(".lock")):  # workers that start together wait for one teacher
-        weights = read(path)
-        if weights is None:
-            began = time.perf_counter()
-            model = train(settings)
-            seconds, reached = time.perf_counter() - began, accuracy(model, validation())
-            logger.info("trained %s in %.0f s, validation accuracy %.4f", path.name, seconds, reached)
-            weights = model.state_dict()
-            write(path, weights)
+
+    def make() -> nn.Module:
+        began = time.perf_counter()
+        model = train(settings)
+        seconds, reached = time.perf_counter() - began, accuracy(model, validation(settings.seed))
+        logger.info("trained %s in %.0f s, validation accuracy %.4f", path.name, seconds, reached)
+        return model
+
     model = untrained(settings)
-    model.load_state_dict(weights)
+    model.load_state_dict(kept_weights(path, make))
     return model.eval()
 
 
@@ -220,6 +223,17 @@ def recipe(settings: Training) -> str:
     model = (ResidualBlock.__init__, ResidualBlock.forward, DigitsCNN.__init__, DigitsCNN.forward)
     code = [inspect.getsource(part) for part in (*model, splits, jittered, untrained, train)]
     return hashlib.sha256("\n".join([repr(settings), *code]).encode()).hexdigest()[:16]
+
+
+def kept_weights(path: Path, make: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    """The weights in `path`; those of the network that `make` trains, written there, if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # workers that start together wait for one teacher
+        weights = read(path)
+        if weights is None:
+            weights = make().state_dict()
+            write(path, weights)
+    return weights
 
 
 def read(path: Path) -> dict[str, Tensor] | None:
@@ -260,28 +274,28 @@ def checksum(weights: dict[str, Tensor]) -> str:
 # The task
 
 
-def teacher(directory: Path) -> DigitsCNN:
+def teacher(directory: Path, seed: int = 0) -> DigitsCNN:
     """The trained network in eval mode, its weights kept in `directory`."""
-    return kept(directory, Training())
+    return kept(directory, Training(seed=seed))
 
 
-def calibration() -> list[Batch]:
+def calibration(seed: int = 0) -> list[Batch]:
     """The training images as they are: what students are fitted on.
 
     Two or four jittered copies of each were tried: linear students of eight spans then had 2% less divergence
     on the validation digits at best, for three to five times the data.
     """
-    return batches(splits()["train"])
+    return batches(splits(seed)["train"])
 
 
-def validation() -> list[Batch]:
+def validation(seed: int = 0) -> list[Batch]:
     """What the search measures on. The teacher saw none of it."""
-    return batches(splits()["validation"])
+    return batches(splits(seed)["validation"])
 
 
-def test() -> list[Batch]:
+def test(seed: int = 0) -> list[Batch]:
     """What the finished front is measured on, once."""
-    return batches(splits()["test"])
+    return batches(splits(seed)["test"])
 
 
 def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
@@ -295,6 +309,16 @@ def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
     return right / count
 
 
-TASK = ss.Task(
-    "digits_cnn", teacher=teacher, calibration=calibration, validation=validation, test=test, score=accuracy
-)
+def task(seed: int = 0) -> ss.Task:
+    """The task with this seed of the split and of the training."""
+    return ss.Task(
+        "digits_cnn" if seed == 0 else f"digits_cnn_seed{seed}",
+        teacher=lambda directory: teacher(directory, seed),
+        calibration=lambda: calibration(seed),
+        validation=lambda: validation(seed),
+        test=lambda: test(seed),
+        score=accuracy,
+    )
+
+
+TASK = task()

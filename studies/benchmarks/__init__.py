@@ -1,0 +1,1 @@
+"""Comparisons over several teachers: each one command, its figures in studies/results/."""

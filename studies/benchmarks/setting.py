@@ -1,0 +1,164 @@
+"""One teacher with one seed, and how anything is measured on it once and recorded."""
+
+import hashlib
+import inspect
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+import spansearch as ss
+from benchmarks.records import Record, Records
+from benchmarks.span_choice import chosen_spans
+from spansearch.evidence import Evidence
+from spansearch.fit import find_rate
+from spansearch.screen import Screening
+from spansearch.spans import Span
+from spansearch.students import Fitted, families, family, fit_student, refusal
+from spansearch.workbench import Workbench
+
+WIDTHS = (0.125, 0.25, 0.5, 1.0)
+SMALLEST = 1e-3
+"""A width at which every family has one unit, one block, one of whatever it counts."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to measure: ``names`` says what, ``measure`` gives the figures."""
+
+    names: Record
+    measure: Callable[[], Record]
+
+
+@dataclass
+class Setting:
+    """A teacher with a seed, which is also the seed of everything that is fitted.
+
+    Attributes:
+        teacher, seed, task: which.
+        records: where figures go.
+        directory: for activations that do not fit into memory.
+        search: fit settings, resolution, share of examples held out; nothing is searched.
+    """
+
+    teacher: str
+    seed: int
+    task: ss.Task
+    records: Records
+    directory: Path
+    search: ss.Search = field(default_factory=ss.Search)
+
+    @cached_property
+    def bench(self) -> Workbench:
+        return Workbench(self.task, self.directory, self.search, "cpu")
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        return chosen_spans(self.bench.spans, lambda span: self.bench.refusal(span) is None)
+
+    def names(self, kind: str, **more: Any) -> Record:
+        return {"kind": kind, "teacher": self.teacher, "seed": self.seed, **more}
+
+    def carry_out(self, job: Job) -> Record:
+        """The record of a job, measured unless it is known. What goes wrong is recorded and tried again
+        by the next run."""
+        made_by = self._made_by(job.names.get("family"))
+        known = self.records.known(job.names, made_by)
+        if known is not None and "failed" not in known:
+            return known
+        started = time.perf_counter()
+        try:
+            figures = job.measure()
+        except Exception as error:
+            figures = {"failed": f"{type(error).__name__}: {error}"}
+        took = round(time.perf_counter() - started, 3)
+        record = {**job.names, **figures, "took": took, "made_by": made_by}
+        self.records.add(record)
+        return record
+
+    def fresh(self, span: Span) -> Evidence:
+        """The evidence with nothing solved yet, for whoever takes the time of a solution."""
+        known = self.bench.evidence
+        return Evidence(known.teacher, Screening(self.bench.recording, (span,), "cpu"), known.calibration)
+
+    def fit(
+        self, name: str, span: Span, size: int, init: str = "warm", evidence: Evidence | None = None
+    ) -> Fitted:
+        """A student; the learning rate of one that is fitted by gradient is found by its own range test."""
+        evidence = evidence or self.bench.evidence
+        words = [self.seed, *f"{span.name} {name} {size}".encode()]  # both inits see the same batches
+        seed = int(np.random.default_rng(words).integers(2**31))
+        rate = partial(find_rate, data=evidence.data(span), settings=self.search.fit, seed=seed)
+        return fit_student(name, span, size, init, evidence, self.search.fit, rate, seed)
+
+    def spliced(self, span: Span, student: nn.Module) -> nn.Module:
+        return ss.splice(self.bench.teacher, {span: student}).eval()
+
+    def figures(self, span: Span, model: nn.Module) -> Record:
+        """Divergences of a spliced model and its flops as a share of the teacher's; the student's as one of
+        its span's: counted in the model, as a student may not be what its family announced for its size."""
+        counted, whole = self.bench.validation.cost(model).flops, self.bench.validation.teacher_cost.flops
+        return {
+            **self.divergences(model),
+            "flops_share": 1 - (whole - counted) / span.flops,
+            "flops_ratio": counted / whole,
+        }
+
+    def divergences(self, model: nn.Module) -> Record:
+        evaluators = {"validation": self.bench.validation, "test": self.bench.test}
+        return {name: evaluator.divergence(model) for name, evaluator in evaluators.items()}
+
+    def _made_by(self, name: str | None) -> str:
+        """A hash of teacher, data, settings and the family's own file: figures of another one are not
+        taken for this one's."""
+        source = inspect.getsource(sys.modules[type(family(name)).__module__]) if name in families else ""
+        said = json.dumps([self.bench.fingerprint, self.search.fingerprint(), source], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def sizes(name: str, span: Span, widths: Sequence[float] = WIDTHS) -> dict[int, float]:
+    """The sizes of a family's students for these widths, each once; empty where it refuses the span."""
+    kind = family(name)
+    if kind.refuses(span) is not None:
+        return {}
+    if not kind.sized:
+        return {0: 1.0}
+    found: dict[int, float] = {}
+    for width in widths:
+        found.setdefault(kind.size(span, width), width)
+    return found
+
+
+def student_jobs(
+    setting: Setting, name: str, widths: Sequence[float] = WIDTHS, init: str = "warm"
+) -> list[Job]:
+    """Students of a family in every span, none that would cost as much as what it replaces."""
+    jobs = []
+    for span in setting.spans:
+        for size, width in sizes(name, span, widths).items():
+            if refusal(name, span, size) is None:
+                names = setting.names("student", span=span.name, family=name, size=size, init=init)
+                jobs.append(Job(names, partial(_student, setting, name, span, size, width, init)))
+    return jobs
+
+
+def _student(setting: Setting, name: str, span: Span, size: int, width: float, init: str) -> Record:
+    fitted = setting.fit(name, span, size, init)
+    report = fitted.report
+    return {
+        "width": width if family(name).sized else None,
+        "same_shape": span.start.shape == span.stop.shape,
+        "span_ratio": span.flops / setting.bench.found.flops,
+        **setting.figures(span, setting.spliced(span, fitted.student)),
+        "held_out_error": fitted.held_out_error,
+        "fit_seconds": round(fitted.seconds, 4),
+        "rate": report and report.rate,
+        "steps": report and report.steps,
+    }

@@ -1,0 +1,151 @@
+"""The answers as a page of Markdown."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.student_summary import TARGETS
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The page: how it was made, the teachers, a table for each question."""
+    answers, teachers = results["answers"], list(results["teachers"])
+    parts = [
+        "# Students of every family",
+        _origin(results),
+        "## Teachers",
+        _teachers(results["teachers"]),
+        "## Family by teacher",
+        "Test divergence after the splice, relative to the span's best linear map (ridge or lowrank, chosen "
+        "by validation): geometric mean over spans and seeds, in brackets the least and the largest of the "
+        "seeds' means. Behind it the student's flops as a share of its span's, and the number of spans. A "
+        "student that would cost as much as its span is not built.",
+        _families(answers["families"], teachers),
+        "## The best student at half the flops or less",
+        "For each span the best by validation of all families and widths that cost at most half of the span; "
+        "its test divergence relative to the best linear map's, whatever that costs.",
+        _answers(answers["best_at_half"], "best_at_half", "<=", "chosen"),
+        "## Warm start",
+        "Test divergence from a scratch start over that from a warm one: conv on the CNN, mlp on the MLP, "
+        "widths 1/8 and 1/4, equal steps, the rate of each found by the same range test.",
+        _answers(answers["scratch_to_warm"], "scratch_to_warm", ">="),
+        "## Truncated spans",
+        "The smallest truncated student against ridge, in spans of one shape at both ends: test divergence.",
+        _answers(answers["truncated_to_ridge"], "truncated_to_ridge", "<="),
+        "## Thin students of the longest span",
+        "Closed form; behind it the same architecture, re-initialised and trained by distillation on the "
+        "same examples for ten times the seconds, its rate found by a range test.",
+        _thin(answers["thin"]),
+        "## Seconds of a closed form",
+        "Solving one student of width 1/2 from recorded activations, nothing shared with other spans, in "
+        "passes of the calibration examples through the modules it replaces.",
+        _times(answers["times"], teachers),
+    ]
+    if answers["failed"]:
+        parts += ["## Failed", _failed(answers["failed"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _origin(results: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    seeds = ", ".join(str(seed) for seed in results["seeds"])
+    return f"`{results['command']}`\n\n{results['date']}; seeds {seeds}; {versions}."
+
+
+def _teachers(teachers: dict[str, Any]) -> str:
+    rows = [
+        [name, str(one["seed"]), f"{one['score']:.4f}", f"{one['flops'] / 1e6:.2f} M", str(one["spans"])]
+        for name, seeds in teachers.items()
+        for one in seeds
+    ]
+    return _table(["teacher", "seed", "test score", "flops", "spans"], rows)
+
+
+def _families(rows: Sequence[dict[str, Any]], teachers: Sequence[str]) -> str:
+    lines = []
+    for row in rows:
+        cells = []
+        for teacher in teachers:
+            one = row["teachers"].get(teacher)
+            cells.append(f"{_mean(one)}, {_share(one['flops_share'])}, {one['spans']}" if one else "-")
+        lines.append([row["family"], f"{row['width']:g}" if row["width"] else "-", *cells])
+    return _table(["family", "width", *teachers], lines)
+
+
+def _answers(answers: dict[str, Any], question: str, sign: str, more: str | None = None) -> str:
+    rows = []
+    for teacher, one in answers.items():
+        target = TARGETS[question].get(teacher)
+        rows.append([teacher, _mean(one), f"{sign} {target:g}" if target else "-", str(one["spans"])])
+        if more:
+            rows[-1].append(", ".join(f"{name} {count}" for name, count in one[more].items()))
+    return _table(["teacher", "ratio", "target", "spans", *([more] if more else [])], rows)
+
+
+def _thin(records: Sequence[dict[str, Any]]) -> str:
+    scratch = {_model(record): record for record in records if record["kind"] == "distilled"}
+    rows = []
+    for record in (record for record in records if record["kind"] == "thin"):
+        other = scratch.get(_model(record))
+        rows.append(
+            [
+                record["teacher"],
+                str(record["seed"]),
+                record["span"],
+                f"{record['width']:g}",
+                _share(record["flops_ratio"]),
+                f"{record['test']:.4g}",
+                f"{record['fit_seconds']:.1f}",
+                f"{other['test']:.4g}" if other else "-",
+            ]
+        )
+    heads = [
+        "teacher",
+        "seed",
+        "span",
+        "width",
+        "flops",
+        "divergence",
+        "seconds",
+        "from scratch, 10 x as long",
+    ]
+    return _table(heads, rows)
+
+
+def _model(record: dict[str, Any]) -> tuple[Any, ...]:
+    return record["teacher"], record["seed"], record["span"], record["size"]
+
+
+def _times(answers: dict[str, Any], teachers: Sequence[str]) -> str:
+    rows = [
+        [name, *(_passes(found[teacher]) if teacher in found else "-" for teacher in teachers)]
+        for name, found in answers.items()
+    ]
+    return _table(["family", *teachers], rows)
+
+
+def _passes(one: dict[str, Any]) -> str:
+    return f"{one['mean']:.2g} passes ({one['solve_seconds']:.2g} s / {one['pass_seconds']:.2g} s)"
+
+
+def _failed(records: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        [r["teacher"], str(r["seed"]), r["kind"], r["span"], r["family"], r["failed"].splitlines()[0][:200]]
+        for r in records
+    ]
+    return _table(["teacher", "seed", "kind", "span", "family", "reason"], rows)
+
+
+def _mean(one: dict[str, Any]) -> str:
+    around = f" [{one['low']:.3g}, {one['high']:.3g}]" if one["seeds"] > 1 else ""
+    return f"{one['mean']:.3g}{around}"
+
+
+def _share(ratio: float) -> str:
+    return f"{100 * ratio:.3g}%"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return "Not measured."
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

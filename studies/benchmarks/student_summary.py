@@ -1,0 +1,164 @@
+"""From the records of single students to the answers: geometric means over spans, their spread over seeds."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from benchmarks.records import Record
+
+LINEAR = ("ridge", "lowrank")
+SMALL = (0.125, 0.25)
+HALF = 0.5
+LEAST = 1e-12  # a divergence of 0 has no logarithm
+
+TARGETS = {
+    "best_at_half": {"cnn": 0.25, "mlp": 0.6, "transformer": 0.85},
+    "scratch_to_warm": {"cnn": 1.8, "mlp": 1.4},
+    "truncated_to_ridge": {"cnn": 0.5, "mlp": 0.5, "transformer": 0.5},
+}
+"""What the figures are compared with: at most, but for scratch_to_warm, which is at least."""
+
+
+def summarise(records: Sequence[Record]) -> dict[str, Any]:
+    """All answers, by question and teacher."""
+    measured = [record for record in records if "failed" not in record]
+    students = [record for record in measured if record["kind"] == "student"]
+    warm = [record for record in students if record["init"] == "warm"]
+    linear = best_linear(warm)
+    compared = [record for record in warm if _span(record) in linear]
+    return {
+        "families": family_table(compared, linear),
+        "best_at_half": best_at_half(compared, linear),
+        "scratch_to_warm": scratch_to_warm(students),
+        "truncated_to_ridge": truncated_to_ridge(warm),
+        "thin": [r for r in measured if r["kind"] in ("thin", "distilled")],
+        "times": times([r for r in measured if r["kind"] == "time"]),
+        "failed": [record for record in records if "failed" in record],
+    }
+
+
+def best_linear(students: Iterable[Record]) -> dict[tuple[Any, ...], Record]:
+    """By teacher, seed and span the linear student of the least validation divergence, whatever its size."""
+    return _least(record for record in students if record["family"] in LINEAR)
+
+
+def family_table(students: Iterable[Record], linear: dict[tuple[Any, ...], Record]) -> list[dict[str, Any]]:
+    """A row for every family and width: its test divergence against the span's best linear map, its flops."""
+    rows: dict[tuple[str, float], list[Record]] = defaultdict(list)
+    for record in students:
+        rows[record["family"], record["width"] or 0.0].append(record)
+    table = []
+    for (name, width), some in sorted(rows.items()):
+        teachers = {}
+        for teacher, group in _by_teacher(some).items():
+            share = geometric_mean([record["flops_share"] for record in group])
+            ratio = spread(group, lambda record: _ratio(record, linear[_span(record)]))
+            teachers[teacher] = {**ratio, "flops_share": share}
+        table.append({"family": name, "width": width or None, "teachers": teachers})
+    return table
+
+
+def best_at_half(students: Iterable[Record], linear: dict[tuple[Any, ...], Record]) -> dict[str, Any]:
+    """By teacher: the best student by validation of at most half the span's flops, against the linear map."""
+    best = _least(record for record in students if record["flops_share"] <= HALF)
+    answers = {}
+    for teacher, group in _by_teacher(best.values()).items():
+        names = [record["family"] for record in group]
+        counts = {name: names.count(name) for name in sorted(set(names))}
+        ratio = spread(group, lambda record: _ratio(record, linear[_span(record)]))
+        answers[teacher] = {**ratio, "chosen": counts}
+    return answers
+
+
+def scratch_to_warm(students: Iterable[Record]) -> dict[str, Any]:
+    """By teacher: test divergence from a scratch start over that from a warm one, narrow students only."""
+    narrow = [record for record in students if record["width"] in SMALL]
+    warm = {_student(record): record for record in narrow if record["init"] == "warm"}
+    pairs = [r for r in narrow if r["init"] == "scratch" and _student(r) in warm]
+    return {
+        teacher: spread(group, lambda record: _ratio(record, warm[_student(record)]))
+        for teacher, group in _by_teacher(pairs).items()
+    }
+
+
+def truncated_to_ridge(students: Sequence[Record]) -> dict[str, Any]:
+    """By teacher: the smallest truncated student against ridge, in spans of one shape at both ends."""
+    ridge = {_span(r): r for r in students if r["family"] == "ridge"}
+    smallest: dict[tuple[Any, ...], Record] = {}
+    for record in students:
+        span = _span(record)
+        if record["family"] == "truncated" and record["same_shape"] and span in ridge:
+            known = smallest.get(span)
+            smallest[span] = record if known is None or record["size"] < known["size"] else known
+    return {
+        teacher: spread(group, lambda record: _ratio(record, ridge[_span(record)]))
+        for teacher, group in _by_teacher(smallest.values()).items()
+    }
+
+
+def times(records: Iterable[Record]) -> dict[str, Any]:
+    """By family and teacher: solving, in passes of the calibration examples through the span."""
+    families: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        families[record["family"]].append(record)
+    return {
+        name: {
+            teacher: {
+                **spread(group, lambda record: record["passes"]),
+                "solve_seconds": geometric_mean([record["solve_seconds"] for record in group]),
+                "pass_seconds": geometric_mean([record["pass_seconds"] for record in group]),
+            }
+            for teacher, group in _by_teacher(some).items()
+        }
+        for name, some in sorted(families.items())
+    }
+
+
+def spread(records: Sequence[Record], value: Callable[[Record], float]) -> dict[str, Any]:
+    """The geometric mean of a value over all records, the least and the largest of its seeds, and counts."""
+    seeds: dict[int, list[float]] = defaultdict(list)
+    for record in records:
+        seeds[record["seed"]].append(value(record))
+    means = [geometric_mean(values) for values in seeds.values()]
+    every = [number for values in seeds.values() for number in values]
+    return {
+        "mean": geometric_mean(every),
+        "low": min(means),
+        "high": max(means),
+        "seeds": len(seeds),
+        "spans": len({(record["seed"], record["span"]) for record in records}),
+    }
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """0 where one of them is."""
+    return 0.0 if min(values) <= 0 else math.exp(sum(map(math.log, values)) / len(values))
+
+
+def _ratio(record: Record, other: Record) -> float:
+    return max(record["test"], LEAST) / max(other["test"], LEAST)
+
+
+def _least(records: Iterable[Record]) -> dict[tuple[Any, ...], Record]:
+    best: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        known = best.get(_span(record))
+        if known is None or record["validation"] < known["validation"]:
+            best[_span(record)] = record
+    return best
+
+
+def _span(record: Record) -> tuple[Any, ...]:
+    return record["teacher"], record["seed"], record["span"]
+
+
+def _student(record: Record) -> tuple[Any, ...]:
+    return (*_span(record), record["family"], record["size"])
+
+
+def _by_teacher(records: Iterable[Record]) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record["teacher"]].append(record)
+    return dict(sorted(groups.items()))
