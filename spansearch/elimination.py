@@ -20,6 +20,9 @@ LARGE = 512
 """From so many groups on several go at once: each removal costs a pass over a matrix of d x d."""
 
 
+COMPACT = 1 / 16  # share of a matrix that may belong to groups which are gone
+
+
 @dataclass(frozen=True, eq=False)
 class Elimination:
     """The order in which the groups of a layer's inputs go.
@@ -88,25 +91,31 @@ def eliminate(
     inverse = _inverse(gram.to(_FLOAT64), alpha)
     weight = inverse @ cross.to(_FLOAT64)
     objective = float(square) - float((cross.to(_FLOAT64) * weight).sum())
-    left = torch.arange(groups, device=gram.device)
+    left = torch.arange(groups, device=gram.device)  # the groups of the matrix, those just gone included
+    gone = torch.zeros(groups, dtype=torch.bool, device=gram.device)
     order: list[Tensor] = []
     objectives = [objective]
-    while len(left):
-        step = at_once or (1 if groups <= LARGE else max(1, len(left) // 256))
-        gone = _costs(inverse, weight, group).topk(min(step, len(left)), largest=False).indices
-        columns = columns_of(gone, group)
+    while len(objectives) <= groups:
+        number = groups + 1 - len(objectives)
+        step = min(at_once or (1 if groups <= LARGE else max(1, number // 256)), number)
+        costs = _costs(inverse, weight, group).masked_fill_(gone, float("inf"))
+        chosen = costs.topk(step, largest=False).indices
+        columns = columns_of(chosen, group)
         taken, block = inverse[:, columns], inverse[columns][:, columns]
         solved = torch.linalg.solve(block, torch.cat([taken.T, weight[columns]], 1))
-        objectives.append(objectives[-1] + float((weight[columns] * solved[:, d:]).sum()))
+        size = len(inverse)
+        objectives.append(objectives[-1] + float((weight[columns] * solved[:, size:]).sum()))
         if step > 1:  # their single costs do not add up, so within a step their order is not known better
-            objectives[-1:] = torch.linspace(objectives[-2], objectives[-1], len(gone) + 1)[1:].tolist()
-        stay = torch.ones(len(left), dtype=torch.bool, device=gram.device)
-        stay[gone] = False
-        rest = columns_of(stay.nonzero()[:, 0], group)
-        inverse = inverse[rest][:, rest] - taken[rest] @ solved[:, :d][:, rest]
-        weight = weight[rest] - taken[rest] @ solved[:, d:]
-        order.append(left[gone])
-        left, d = left[stay], len(rest)
+            objectives[-1:] = torch.linspace(objectives[-2], objectives[-1], step + 1)[1:].tolist()
+        order.append(left[chosen])
+        gone[chosen] = True
+        inverse.addmm_(taken, solved[:, :size], alpha=-1)
+        weight -= taken @ solved[:, size:]
+        inverse[columns, columns] = 1.0  # what is gone is apart from the rest; its blocks stay regular
+        if float(gone.sum()) > COMPACT * len(left):  # moving the rest together costs as much as some removals
+            rest = columns_of((~gone).nonzero()[:, 0], group)
+            inverse, weight = inverse[rest][:, rest], weight[rest]
+            left, gone = left[~gone], gone[~gone]
     return Elimination(torch.cat(order), torch.tensor(objectives[::-1], dtype=_FLOAT64), group)
 
 

@@ -18,6 +18,7 @@ from spansearch.layers import is_layer
 from spansearch.spans import CutPoint, Span, Spans, copy_model, splice
 from spansearch.spans.approach import Approach, approached
 from spansearch.spans.hidden import put
+from spansearch.spans.slots import Slot
 from spansearch.spans.taps import Tap
 
 
@@ -48,6 +49,10 @@ class Walk:
         self.edited: nn.Module | None = None
         self.at: CutPoint | None = None
         self._came: dict[str, list[Tensor]] = {}
+        self._running: dict[str, nn.Module] = {}  # the models as they run from here on
+        self._sizes: dict[
+            tuple[str, str], Any
+        ] = {}  # what slots know of sizes: asking costs more than a pass
 
     def edit(self, modules: Mapping[str, nn.Module], attributes: Mapping[str, Mapping[str, int]]) -> None:
         """Put modules and numbers in the place of those of the edited model."""
@@ -56,6 +61,8 @@ class Walk:
             if self.at is not None:
                 self._came["edited"] = self._came["teacher"]
         put(self.edited, modules, attributes)
+        if "edited" in self._running:
+            put(self._running["edited"], modules, attributes)
 
     def advance(self, point: CutPoint) -> None:
         """Go on to a cut point of the whole network; nothing where no span leads there from the first one."""
@@ -74,7 +81,7 @@ class Walk:
                         raise SpanError(f"A calibration batch does not come by cut point {point.name}.")
                     came[name].append(tap.value)
                     tap.rewind()
-        self.at, self._came = point, came
+        self.at, self._came, self._running = point, came, {}
 
     def moments(self, path: str, aim: Aim | None, target: CutPoint | None = None) -> Pair:
         """Moments of what a layer of the edited model reads and of what it should return.
@@ -133,16 +140,24 @@ class Walk:
 
     def _models(self) -> dict[str, nn.Module]:
         """The models as they run from here on."""
+        for name in self._names:
+            if name not in self._running:
+                self._running[name] = self._from_here(
+                    name, self.teacher if name == "teacher" else self.edited
+                )
+        return self._running
+
+    def _from_here(self, name: str, model: nn.Module | None) -> nn.Module:
+        assert model is not None
         prefix = self._prefix(self.at) if self.at is not None else None
-        models = {"teacher": self.teacher}
-        if self.edited is not None:
-            models["edited"] = self.edited
         if prefix is None:
-            return {name: copy_model(model).eval() for name, model in models.items()}
-        return {
-            name: splice(model, {_of_shape(prefix, self._came[name][0]): _Feed(self._came[name])}).eval()
-            for name, model in models.items()
-        }
+            return copy_model(model).eval()
+        came = self._came[name]
+        model = splice(model, {_of_shape(prefix, came[0]): _Feed(came)}).eval()
+        for path, module in model.named_modules():
+            if isinstance(module, Slot):
+                module.known_sizes = self._sizes.setdefault((name, path), module.known_sizes)
+        return model
 
     def _run(self, models: Mapping[str, nn.Module]) -> Iterator[Ran]:
         for model in models.values():

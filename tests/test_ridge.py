@@ -115,7 +115,7 @@ def test_masked_rows_take_no_part():
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(6, 5, 3, generator=g), torch.randn(6, 5, 2, generator=g)
     keep = torch.rand(6, 5, generator=g) > 0.4
-    maps = {"y": linear_map((5, 3), "tokens", (5, 2), "tokens")}
+    maps = {"y": linear_map((5, 3), "tokens", (5, 2), "tokens", 1)}
     spoilt_x, spoilt_y = x.clone(), y.clone()
     spoilt_x[~keep], spoilt_y[~keep] = torch.nan, torch.inf
     masked = _moments(maps, spoilt_x, {"y": spoilt_y}, keep, block_bytes=2 * 5 * 3 * 8)

@@ -40,7 +40,7 @@ class Slot(nn.Module):
         self.training = original.training
         self.__dict__["_stand_in"] = meta_copy(original)
         self.__dict__["_original"] = None
-        self._known_sizes: dict[Any, Sequence[Leaf]] = {}
+        self.known_sizes: dict[Any, Sequence[Leaf]] = {}
         self._counter = CallCounter(total)
         self._planned = planned
         if len(planned) < total:
@@ -95,11 +95,11 @@ class Slot(nn.Module):
             call.number,
             *(leaf.shape for leaf in flatten((args, kwargs))[0] if isinstance(leaf, Tensor)),
         )
-        if sizes not in self._known_sizes:
-            if len(self._known_sizes) >= KNOWN_SIZES:
-                self._known_sizes.clear()
-            self._known_sizes[sizes] = self._asked(call, reference, args, kwargs)
-        return self._known_sizes[sizes]
+        if sizes not in self.known_sizes:
+            if len(self.known_sizes) >= KNOWN_SIZES:
+                self.known_sizes.clear()
+            self.known_sizes[sizes] = self._asked(call, reference, args, kwargs)
+        return self.known_sizes[sizes]
 
     def _asked(self, call: PlannedCall, reference: Tensor, args: Any, kwargs: Any) -> Sequence[Leaf]:
         """The same, asked of the stand-in, which computes sizes only."""

@@ -218,7 +218,11 @@ def test_a_grown_student_is_the_same_map_and_a_student_of_its_depth(name, layout
     rebuilt = family(name, depth).build(at.span, size)
     rebuilt.load_state_dict(grown.state_dict(), strict=True)
     assert torch.equal(_run(rebuilt.eval(), x), _run(grown, x))
-    torch.nn.functional.mse_loss(grown(x), at.data.y_held).backward()
+    optimizer = torch.optim.SGD(grown.parameters(), 1e-2)
+    for _ in range(2):  # what a new layer reads counts from the second step on where it wrote nothing yet
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(grown(x), at.data.y_held).backward()
+        optimizer.step()
     assert all(bool((p.grad != 0).any()) for p in grown.parameters())
 
 
