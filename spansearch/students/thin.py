@@ -16,6 +16,7 @@ from spansearch.refit import refit
 from spansearch.spans import Hidden, InPlace, Span
 from spansearch.spans.hidden import share
 from spansearch.students.base import check_width, register
+from spansearch.students.own_layers import fresh, give_bias
 from spansearch.walk import Walk
 
 PENALTY = 1e-4  # of the mean eigenvalue, while features are chosen
@@ -56,12 +57,9 @@ class Thin:
         for hidden, count in zip(_thinned(span), _counts(span, size), strict=True):
             own = {path: modules.get(path, hidden.modules[path]) for path in hidden.paths}
             modules.update(hidden.narrowed(own, torch.arange(count)))
-            _give_bias(modules[hidden.reader])
+            give_bias(modules[hidden.reader])
             _note(attributes, hidden, count)
-        device = torch.empty(0).device
-        for module in modules.values():
-            _fresh(module, device)
-        return InPlace(modules, attributes)
+        return InPlace({path: fresh(module) for path, module in modules.items()}, attributes)
 
     @torch.no_grad()
     def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
@@ -130,24 +128,3 @@ def _counts(span: Span, size: int) -> list[int]:
 def _note(attributes: dict[str, dict[str, int]], hidden: Hidden, count: int) -> None:
     for path, values in hidden.attributes(count).items():
         attributes.setdefault(path, {}).update(values)
-
-
-def _give_bias(layer: nn.Module) -> None:
-    """What is solved for has a bias."""
-    assert is_layer(layer)
-    if layer.bias is None:
-        layer.bias = nn.Parameter(torch.zeros_like(layer.weight[:, 0].flatten(1)[:, 0]))
-
-
-def _fresh(module: nn.Module, device: torch.device) -> None:
-    """Weights as the module's class initialises them; where it does not say, small random ones."""
-    module.to_empty(device=device)
-    reset = getattr(module, "reset_parameters", None)
-    if callable(reset):
-        reset()
-        return
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.is_floating_point():
-            nn.init.normal_(tensor, std=0.02)
-        else:
-            nn.init.zeros_(tensor)

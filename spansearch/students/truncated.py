@@ -15,6 +15,7 @@ from spansearch.refit import refit
 from spansearch.screen import span_map
 from spansearch.spans import InPlace, Span
 from spansearch.students.base import check_width, register
+from spansearch.students.own_layers import fresh, give_bias
 from spansearch.walk import Walk
 
 WITH_PARAMETERS = ("NativeLayerNorm", "FusedRmsNorm", "Prelu", "PreluKernel")
@@ -62,10 +63,10 @@ class Truncated:
             linear = span_map(tail, self.kernel)
             ridge = linear.module(torch.zeros(linear.d_out, linear.d_in), torch.zeros(linear.d_out))
             return InPlace({}, inner={tail: ridge})
-        modules = {path: _fresh(span.found.leaves[path].module) for path in self._changed(head, tail)}
+        modules = {path: fresh(span.found.leaves[path].module) for path in self._changed(head, tail)}
         layer = _aimed(head)
         if layer is not None:
-            _give_bias(modules[layer])
+            give_bias(modules[layer])
         return InPlace(modules, inner={tail: nn.Identity()})
 
     @torch.no_grad()
@@ -82,7 +83,7 @@ class Truncated:
             layer = modules[path]
             assert is_layer(layer)
             own, bias = weight_of(layer), None if layer.bias is None else layer.bias.detach().clone()
-            _give_bias(layer)
+            give_bias(layer)
             aim = evidence.aim(path, head.stop)
             if aim is not None:
                 walk = Walk(evidence.calibration, evidence.teacher, span.found.whole)
@@ -149,18 +150,3 @@ def _aimed(head: Span) -> str | None:
         if leaves[path].ops <= head.plan.ops and is_layer(leaves[path].module)
     ]
     return max(paths, key=lambda path: parameter_count(leaves[path].module), default=None)
-
-
-def _give_bias(layer: nn.Module) -> None:
-    assert is_layer(layer)
-    if layer.bias is None:
-        layer.bias = nn.Parameter(torch.zeros(len(layer.weight), dtype=layer.weight.dtype))
-
-
-def _fresh(module: nn.Module) -> nn.Module:
-    """A new module like this one on the default device."""
-    made = copy.deepcopy(module).to_empty(device=torch.empty(0).device)
-    reset = getattr(made, "reset_parameters", None)
-    if callable(reset):
-        reset()
-    return made
