@@ -117,8 +117,8 @@ def times(records: Iterable[Record]) -> dict[str, Any]:
 
 
 def spread(records: Sequence[Record], value: Callable[[Record], float]) -> dict[str, Any]:
-    """The geometric mean of a value over all records, the least and the largest of its seeds, the median, as a
-    few spans that no linear map can stand for weigh much in a mean, and counts."""
+    """The geometric mean of a value over all records, the least and the largest of its seeds, the median, as
+    a few spans that no linear map can stand for weigh much in a mean, and counts."""
     seeds: dict[int, list[float]] = defaultdict(list)
     for record in records:
         seeds[record["seed"]].append(value(record))
