@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -89,14 +89,21 @@ class Setting:
         return Evidence(known.teacher, Screening(self.bench.recording, (span,), "cpu"), known.calibration)
 
     def fit(
-        self, name: str, span: Span, size: int, init: str = "warm", evidence: Evidence | None = None
+        self,
+        name: str,
+        span: Span,
+        size: int,
+        init: str = "warm",
+        evidence: Evidence | None = None,
+        grow: bool = True,
     ) -> Fitted:
         """A student; the learning rate of one that is fitted by gradient is found by its own range test."""
         evidence = evidence or self.bench.evidence
         words = [self.seed, *f"{span.name} {name} {size}".encode()]  # both inits see the same batches
         seed = int(np.random.default_rng(words).integers(2**31))
-        rate = partial(find_rate, data=evidence.data(span), settings=self.search.fit, seed=seed)
-        return fit_student(name, span, size, init, evidence, self.search.fit, rate, seed)
+        settings = replace(self.search.fit, grow=grow)
+        rate = partial(find_rate, data=evidence.data(span), settings=settings, seed=seed)
+        return fit_student(name, span, size, init, evidence, settings, rate, seed)
 
     def spliced(self, span: Span, student: nn.Module) -> nn.Module:
         return ss.splice(self.bench.teacher, {span: student}).eval()
@@ -137,20 +144,26 @@ def sizes(name: str, span: Span, widths: Sequence[float] = WIDTHS) -> dict[int, 
 
 
 def student_jobs(
-    setting: Setting, name: str, widths: Sequence[float] = WIDTHS, init: str = "warm"
+    setting: Setting, name: str, widths: Sequence[float] = WIDTHS, init: str = "warm", grow: bool = True
 ) -> list[Job]:
-    """Students of a family in every span, none that would cost as much as what it replaces."""
+    """Students of a family in every span, none that would cost as much as what it replaces.
+
+    Without growing, as both starts take equal steps, their records are of the kind ``start``.
+    """
+    kind = "student" if grow else "start"
     jobs = []
     for span in setting.spans:
         for size, width in sizes(name, span, widths).items():
             if refusal(name, span, size) is None:
-                names = setting.names("student", span=span.name, family=name, size=size, init=init)
-                jobs.append(Job(names, partial(_student, setting, name, span, size, width, init)))
+                names = setting.names(kind, span=span.name, family=name, size=size, init=init)
+                jobs.append(Job(names, partial(_student, setting, name, span, size, width, init, grow)))
     return jobs
 
 
-def _student(setting: Setting, name: str, span: Span, size: int, width: float, init: str) -> Record:
-    fitted = setting.fit(name, span, size, init)
+def _student(
+    setting: Setting, name: str, span: Span, size: int, width: float, init: str, grow: bool
+) -> Record:
+    fitted = setting.fit(name, span, size, init, grow=grow)
     report = fitted.report
     return {
         "width": width if family(name).sized else None,

@@ -75,10 +75,18 @@ def _answers(answers: dict[str, Any], question: str, sign: str, more: str | None
     rows = []
     for teacher, one in answers.items():
         target = TARGETS[question].get(teacher)
-        rows.append([teacher, _mean(one), f"{sign} {target:g}" if target else "-", str(one["spans"])])
+        rows.append(
+            [
+                teacher,
+                _mean(one),
+                f"{one['median']:.3g}",
+                f"{sign} {target:g}" if target else "-",
+                str(one["spans"]),
+            ]
+        )
         if more:
             rows[-1].append(", ".join(f"{name} {count}" for name, count in one[more].items()))
-    return _table(["teacher", "ratio", "target", "spans", *([more] if more else [])], rows)
+    return _table(["teacher", "ratio", "median", "target", "spans", *([more] if more else [])], rows)
 
 
 def _thin(records: Sequence[dict[str, Any]]) -> str:

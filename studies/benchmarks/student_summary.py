@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 from typing import Any
 
 from benchmarks.records import Record
@@ -30,7 +31,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "families": family_table(compared, linear),
         "best_at_half": best_at_half(compared, linear),
-        "scratch_to_warm": scratch_to_warm(students),
+        "scratch_to_warm": scratch_to_warm([r for r in measured if r["kind"] == "start"]),
         "truncated_to_ridge": truncated_to_ridge(warm),
         "thin": [r for r in measured if r["kind"] in ("thin", "distilled")],
         "times": times([r for r in measured if r["kind"] == "time"]),
@@ -116,7 +117,8 @@ def times(records: Iterable[Record]) -> dict[str, Any]:
 
 
 def spread(records: Sequence[Record], value: Callable[[Record], float]) -> dict[str, Any]:
-    """The geometric mean of a value over all records, the least and the largest of its seeds, and counts."""
+    """The geometric mean of a value over all records, the least and the largest of its seeds, the median, as
+    a few spans that no linear map can stand for weigh much in a mean, and counts."""
     seeds: dict[int, list[float]] = defaultdict(list)
     for record in records:
         seeds[record["seed"]].append(value(record))
@@ -126,6 +128,7 @@ def spread(records: Sequence[Record], value: Callable[[Record], float]) -> dict[
         "mean": geometric_mean(every),
         "low": min(means),
         "high": max(means),
+        "median": median(every),
         "seeds": len(seeds),
         "spans": len({(record["seed"], record["span"]) for record in records}),
     }

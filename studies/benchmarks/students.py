@@ -45,7 +45,9 @@ def jobs(setting: Setting, names: Sequence[str], widths: Sequence[float]) -> lis
         made += student_jobs(setting, name, (SMALLEST, *widths) if name == "truncated" else widths)
     contrast = WARM_START.get(setting.teacher)
     if contrast in every:
-        made += student_jobs(setting, contrast, [width for width in SMALL if width in widths], "scratch")
+        narrow = [width for width in SMALL if width in widths]
+        for init in ("warm", "scratch"):
+            made += student_jobs(setting, contrast, narrow, init, grow=False)
     made += time_jobs(setting, every)
     if "thin" in every:
         made += thin_jobs(setting)

@@ -68,7 +68,7 @@ def test_the_command_answers_resumes_and_keeps_what_it_knows(tmp_path, quick_sea
     assert "| mlp | 0.125 |" in page and "| identity | - |" in page
 
     # cut off within a line, two jobs before the end: only they are measured again
-    students_of = [k for k, line in enumerate(lines) if json.loads(line)["kind"] == "student"]
+    students_of = [k for k, line in enumerate(lines) if json.loads(line)["kind"] in ("student", "start")]
     kept = lines[: students_of[-1] - 1]
     (tmp_path / "students.jsonl").write_text("\n".join(kept) + "\n" + lines[students_of[-1]][:20])
     fitted = []
@@ -158,7 +158,8 @@ def test_the_answers_by_hand():
         student("ridge", None, 2.0, 4.0, 0.6),
         student("lowrank", 0.5, 3.0, 1.0, 0.3),  # worse on validation: not the best linear map
         student("conv", 0.125, 1.0, 2.0, 0.2),
-        student("conv", 0.125, 5.0, 6.0, 0.2, init="scratch"),
+        student("conv", 0.125, 1.0, 2.0, 0.2, kind="start"),
+        student("conv", 0.125, 5.0, 6.0, 0.2, kind="start", init="scratch"),
         student("conv", 1.0, 0.1, 0.1, 0.9, size=9),  # better, but too dear
         student("truncated", 0.001, 1.5, 1.0, 0.5),
         student("truncated", 1.0, 1.5, 0.5, 0.7, size=3),
