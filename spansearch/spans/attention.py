@@ -11,6 +11,7 @@ from typing import TypeGuard, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from spansearch.spans.copying import copy_model, meta_copy
 from spansearch.spans.narrow import narrowed, of_groups
@@ -98,13 +99,15 @@ def _added(mask: Tensor, q: Tensor) -> Tensor:
 
 
 def openable(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
-    """Is it an nn.MultiheadAttention, or one opened already, that attends to nothing but what it is given?"""
+    """Is it an nn.MultiheadAttention, or one opened already, that attends to what it is given alone and whose
+    output projection computes what its weights say?"""
     return (
         type(module) in (nn.MultiheadAttention, OpenAttention)
         and "forward" not in vars(module)
         and module.bias_k is None
         and module.bias_v is None
         and not module.add_zero_attn
+        and type(module.out_proj) in (nn.Linear, NonDynamicallyQuantizableLinear)
         and not any(hasattr(part, "parametrizations") for part in module.modules())
     )
 

@@ -119,6 +119,16 @@ def test_what_attends_to_more_than_it_is_given_stays_closed(options):
     assert not openable(model[0]) and opened(model) is model
 
 
+def test_an_output_projection_that_would_compute_something_else_is_not_called():
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    attention = _attention()
+    attention.out_proj = Doubled(12, 12)
+    assert not openable(attention) and opened(attention) is attention
+
+
 def test_a_hint_without_its_mask_is_refused():
     x = torch.randn(4, 3, 12)
     with pytest.raises(ValueError, match="is_causal"):

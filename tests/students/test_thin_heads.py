@@ -130,3 +130,33 @@ def test_what_is_solved_for_is_better_than_the_same_heads_left_as_they_are(norm_
             layer.bias.copy_(own.bias)
     left = _run(_spliced(teacher, span, student), batch)
     assert float((solved - wanted).norm()) < 0.9 * float((left - wanted).norm())
+
+
+def test_truncated_aims_the_output_projection_of_an_attention_module():
+    """The module stays as it is, but for that layer."""
+    teacher, evidence, span, batch = _case(True, True)
+    assert span.found is not None
+    cut = span.found["stem", "encoder.layers.1"]
+    truncated = families["truncated"]
+    inside = span.found.whole.inside(cut)
+    size = 1 + next(k for k, point in enumerate(inside) if point.name == "encoder.layers.0.norm2:input")
+    student = truncated.solve(cut, size, evidence)
+    assert isinstance(student, InPlace)
+    (path,) = student.paths
+    assert path == "encoder.layers.0.self_attn.out_proj"
+    small = _spliced(teacher, cut, student)
+    assert not torch.equal(student.replaced[path].weight, teacher.get_submodule(path).weight)
+    assert isinstance(student.replaced[path], nn.Linear)
+    torch.testing.assert_close(
+        cost(teacher, **batch).flops - cost(small, **batch).flops, cut.flops - truncated.cost(cut, size).flops
+    )
+    y = _run(small, batch)
+    rebuilt = truncated.build(cut, size)
+    rebuilt.load_state_dict(student.state_dict(), strict=True)
+    assert torch.equal(_run(_spliced(teacher, cut, rebuilt), batch), y)
+    with torch.no_grad():
+        layer, own = student.replaced[path], teacher.get_submodule(path)
+        layer.weight.copy_(own.weight)
+        layer.bias.copy_(own.bias)
+    left, wanted = _run(_spliced(teacher, cut, student), batch), _run(teacher, batch)
+    assert float((y - wanted).norm()) < float((left - wanted).norm())
