@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from spansearch.masks import record_masks
 from spansearch.ridge import RidgePath
 from spansearch.screen import Screening
 from spansearch.spans import CutPoint, InPlace, Span, splice
+from spansearch.spans.attention import opened
 from spansearch.spans.taps import Tap, tapped
 
 
@@ -39,6 +40,11 @@ class Evidence:
     _aims: dict[tuple[str, str], Aim | None] = field(default_factory=dict, repr=False)
     _layers: dict[str, Pair] = field(default_factory=dict, repr=False)
 
+    @cached_property
+    def opened(self) -> nn.Module:
+        """The teacher with its attention modules opened: for what their output projections read."""
+        return opened(self.teacher)
+
     @property
     def device(self) -> torch.device | str:
         """Where fitting takes place."""
@@ -55,7 +61,7 @@ class Evidence:
     def layer(self, path: str) -> Pair:
         """Moments of what a layer of the teacher reads and returns, gathered when first asked for."""
         if path not in self._layers:
-            self._layers[path] = layer_moments(self.calibration, self.teacher, path, self.teacher)
+            self._layers[path] = layer_moments(self.calibration, self.opened, path, self.opened)
         return self._layers[path]
 
     def aim(self, path: str, point: CutPoint | None) -> Aim | None:
@@ -63,7 +69,7 @@ class Evidence:
         none."""
         key = (path, point.name if point is not None else "")
         if key not in self._aims:
-            found = find_aim(self.calibration, self.teacher, path, point) if point is not None else None
+            found = find_aim(self.calibration, self.opened, path, point) if point is not None else None
             self._aims[key] = found
         return self._aims[key]
 

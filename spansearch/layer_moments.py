@@ -42,7 +42,8 @@ def gathered(layer: Layer, passes: Iterator[tuple[Ran, Tensor, Tensor]], device:
     maps = {"y": linear_map((d,), "vector", (q,), "vector")}
     place = device if torch.device(device).type == "cuda" else "cpu"
     pair = Moments(maps, device=place), Moments(maps, device=place)
-    for ran, x, y in passes:
+    for ran, *both in passes:
+        x, y = (_examples_first(layer, t, len(ran.held)) for t in both)
         for part, moments in zip(PARTS, pair, strict=True):
             some = ran.part(part).to(x.device)
             _add(moments, layer, x[some], y[some], _positions(ran, x, some))
@@ -71,6 +72,16 @@ def watched(stack: ExitStack, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
 
     stack.callback(module.register_forward_hook(after).remove)
     return seen
+
+
+def _examples_first(layer: Layer, t: Tensor, examples: int) -> Tensor:
+    """What a layer reads or returns with the examples along dimension 0; a linear layer may be given them
+    behind the positions, or with the positions flattened."""
+    if not isinstance(layer, nn.Linear) or len(t) == examples:
+        return t
+    if examples in t.shape[:-1]:
+        return t.movedim(t.shape.index(examples), 0)
+    return t.unflatten(0, (examples, -1)) if len(t) % examples == 0 else t
 
 
 def _positions(ran: Ran, x: Tensor, some: Tensor) -> Tensor | None:

@@ -40,7 +40,7 @@ class Walk:
 
     Args:
         calibration: the examples.
-        teacher: not modified.
+        teacher: not modified; with its attention modules opened, where their output projections matter.
         found: its spans, at full resolution.
     """
 

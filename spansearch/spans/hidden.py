@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spansearch.cost import countable
 from spansearch.errors import pass_on_stop
+from spansearch.spans.attention import narrowed_attention, openable
 from spansearch.spans.copying import copy_model, meta_copy
 from spansearch.spans.graph import Call, Trace
-from spansearch.spans.narrow import mixes, narrowed, size_in, size_out
+from spansearch.spans.narrow import mixes, narrowed, of_groups, size_in, size_out
 from spansearch.spans.randomness import fixed_random
 from spansearch.spans.structure import clone_tensors
 
@@ -39,6 +42,8 @@ class Hidden:
             told their sizes.
         flops: operator's vertex -> its flops for one example; all are in proportion to the groups.
         modules: path -> the module, on the meta device.
+        opened: path of the attention module that makes them and holds the reader; it has to be opened for the
+            reader to be called (attention.py).
     """
 
     reader: str
@@ -51,15 +56,28 @@ class Hidden:
     ops: frozenset[int] = field(repr=False)
     flops: Mapping[int, float] = field(repr=False)
     modules: Mapping[str, nn.Module] = field(repr=False)
+    opened: str | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Of the modules that get narrower, in the order in which they run."""
+        if self.opened is not None:
+            return (self.opened,)
         return (*self.makers, *self.between, self.reader)
+
+    def reader_of(self, modules: Mapping[str, nn.Module]) -> nn.Module:
+        """The layer that reads them.
+
+        Args:
+            modules: path -> module, for all of ``paths``.
+        """
+        if self.opened is None:
+            return modules[self.reader]
+        return modules[self.opened].get_submodule(self.reader.removeprefix(f"{self.opened}."))
 
     def columns(self, kept: Tensor) -> Tensor:
         """The inputs of the reader that belong to some of the groups."""
-        return _of_groups(kept, self.inputs)
+        return of_groups(kept, self.inputs)
 
     def narrowed(self, modules: Mapping[str, nn.Module], kept: Tensor) -> dict[str, nn.Module]:
         """Path -> a copy of the module with some of the groups only.
@@ -68,23 +86,23 @@ class Hidden:
             modules: path -> module, for all of ``paths``; not modified.
             kept: int64, the groups that stay, rising.
         """
-        made = {}
+        made: dict[str, nn.Module] = {}
+        if self.opened is not None:
+            attention = modules[self.opened]
+            assert openable(attention)
+            return {self.opened: narrowed_attention(attention, kept)}
         for path, parts in self.makers.items():
             rows = size_out(self.modules[path]) // parts
-            some = _of_groups(kept, rows // self.groups)
+            some = of_groups(kept, rows // self.groups)
             made[path] = narrowed(modules[path], torch.cat([some + part * rows for part in range(parts)]), 0)
         for path in self.between:
-            made[path] = narrowed(modules[path], _of_groups(kept, self.features // self.groups), None)
+            made[path] = narrowed(modules[path], of_groups(kept, self.features // self.groups), None)
         made[self.reader] = narrowed(modules[self.reader], self.columns(kept), 1)
         return made
 
     def attributes(self, count: int) -> dict[str, dict[str, int]]:
         """Path -> attribute -> its value where ``count`` groups are left."""
         return {path: {name: n * count for name, n in some.items()} for path, some in self.numbers.items()}
-
-
-def _of_groups(kept: Tensor, size: int) -> Tensor:
-    return (kept[:, None] * size + torch.arange(size, device=kept.device)).flatten()
 
 
 def hidden_features(
@@ -100,9 +118,37 @@ def hidden_features(
     once = [call for call in traced.calls if call.ops and call.path and traced.call_counts[call.path] == 1]
     leaves = [call for call in once if not any(model.get_submodule(call.path).children())]
     owner = {op: call for call in leaves for op in call.ops}
-    readers = (call for call in leaves if mixes(model.get_submodule(call.path)) and len(call.inputs) == 1)
-    suggested = [hidden for hidden in (_read_by(traced, model, c, owner) for c in readers) if hidden]
-    return tuple(_Trial(model, args, kwargs).confirmed(suggested))
+    suggested: list[Hidden | None] = []
+    for call in once:
+        module = model.get_submodule(call.path)
+        if openable(module):
+            suggested.append(_heads(traced, call, module))
+        elif mixes(module) and len(call.inputs) == 1 and not any(module.children()):
+            suggested.append(_read_by(traced, model, call, owner))
+    return tuple(_Trial(model, args, kwargs).confirmed([one for one in suggested if one is not None]))
+
+
+def _heads(traced: Trace, call: Call, module: nn.MultiheadAttention) -> Hidden | None:
+    """The heads of an attention module; None where somebody reads its attention weights, which are theirs."""
+    if module.num_heads == 1 or len(call.outputs) != 1:
+        return None
+    return Hidden(
+        f"{call.path}.out_proj",
+        {},
+        (),
+        module.num_heads,
+        module.head_dim,
+        module.num_heads,
+        {},
+        call.ops,
+        _flops(traced, call.ops),
+        {call.path: meta_copy(module)},
+        call.path,
+    )
+
+
+def _flops(traced: Trace, ops: frozenset[int]) -> dict[int, float]:
+    return {op: traced.flops[op] / traced.batch_size for op in sorted(ops) if traced.flops.get(op)}
 
 
 def _read_by(traced: Trace, model: nn.Module, reader: Call, owner: Mapping[int, Call]) -> Hidden | None:
@@ -160,7 +206,7 @@ def _suggested(
         groups,
         {},
         ops,
-        {op: traced.flops[op] / traced.batch_size for op in sorted(ops) if traced.flops.get(op)},
+        _flops(traced, ops),
         {call.path: meta_copy(model.get_submodule(call.path)) for call in (*makers, *between, reader)},
     )
 
@@ -184,7 +230,7 @@ class _Trial:
         for hidden in suggested:
             if any(hidden is other for other in plain):
                 found.append(hidden)
-            else:
+            elif hidden.opened is None:
                 heads = next((other for other in _in_heads(self.model, hidden) if self._alike([other])), None)
                 found.extend([heads] if heads is not None else [])
         return found
@@ -204,40 +250,28 @@ class _Trial:
     def _compared(self, several: Sequence[Hidden]) -> list[Hidden] | None:
         kept = {hidden.reader: _half(hidden.groups) for hidden in several}
         try:
-            whole = self._run(self.model, several, kept)
-            thin = copy_model(self.model)
+            whole, thin = copy_model(self.model), copy_model(self.model)
             for hidden in several:
+                some = kept[hidden.reader]
+                _ignore_others(whole.get_submodule(hidden.reader), hidden.columns(some))
                 own = {path: thin.get_submodule(path) for path in hidden.paths}
-                put(
-                    thin,
-                    hidden.narrowed(own, kept[hidden.reader]),
-                    hidden.attributes(len(kept[hidden.reader])),
-                )
-            narrow = self._run(thin, several, {})
+                put(thin, hidden.narrowed(own, some), hidden.attributes(len(some)))
+            zeros, narrow = (self._run(model, several) for model in (whole, thin))
         except Exception as error:  # of any kind: code around the layers need not cope with fewer features
             pass_on_stop(error)
             return None
-        return [h for h in several if _same(whole.get(h.reader), narrow.get(h.reader))]
+        return [h for h in several if _same(zeros.get(h.reader), narrow.get(h.reader))]
 
-    def _run(
-        self, model: nn.Module, several: Sequence[Hidden], kept: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """What the readers return; where ``kept`` says so they read zeros for features that are not."""
+    def _run(self, model: nn.Module, several: Sequence[Hidden]) -> dict[str, Tensor]:
+        """What the readers return; of attention modules, which need not call theirs, what these return."""
         made: dict[str, Tensor] = {}
-        handles = []
-        for hidden in several:
-            reader = model.get_submodule(hidden.reader)
-            if hidden.reader in kept:
-                columns = hidden.columns(kept[hidden.reader])
-                handles.append(reader.register_forward_pre_hook(_zeroing(columns), with_kwargs=False))
-            handles.append(reader.register_forward_hook(_keeping(made, hidden.reader)))
-        try:
-            with torch.no_grad(), fixed_random():
-                args, kwargs = clone_tensors(self.given)
+        with ExitStack() as stack:
+            for hidden in several:
+                module = model.get_submodule(hidden.opened or hidden.reader)
+                stack.callback(module.register_forward_hook(_keeping(made, hidden.reader)).remove)
+            args, kwargs = clone_tensors(self.given)
+            with torch.no_grad(), fixed_random(), countable():
                 model(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
         return made
 
 
@@ -247,19 +281,19 @@ def _half(groups: int) -> Tensor:
     return torch.randperm(groups, generator=draw)[: max(1, groups // 2)].sort().values
 
 
-def _zeroing(columns: Tensor) -> Any:
-    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = args[0]
-        axis = x.ndim - 1 if isinstance(module, nn.Linear) else 1
-        some = columns.to(x.device)
-        return (torch.zeros_like(x).index_copy(axis, some, x.index_select(axis, some)), *args[1:])
-
-    return before
+@torch.no_grad()
+def _ignore_others(reader: nn.Module, columns: Tensor) -> None:
+    """Zeros in place of all weights but those of some input features: as if it read zeros for the others."""
+    weight = reader.weight
+    assert isinstance(weight, Tensor)
+    some = columns.to(weight.device)
+    zeros = torch.zeros_like(weight).index_copy(1, some, weight.index_select(1, some))
+    reader.weight = nn.Parameter(zeros, weight.requires_grad)
 
 
 def _keeping(made: dict[str, Tensor], path: str) -> Any:
-    def after(module: nn.Module, args: Any, output: Tensor) -> None:
-        made[path] = output.detach().clone()
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        made[path] = (output if isinstance(output, Tensor) else output[0]).detach().clone()
 
     return after
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from spansearch.spans.attention import OpenAttention, openable
 from spansearch.spans.copying import meta_copy
-from spansearch.spans.graph import Trace
+from spansearch.spans.graph import Call, Trace
 from spansearch.spans.narrow import mixes
 from spansearch.spans.points import CutPoint
 
@@ -29,7 +30,8 @@ LINEAR = (
 
 @dataclass(frozen=True, eq=False)
 class LeafModule:
-    """A module without children that is called once and has parameters.
+    """A module without children that is called once and has parameters; of an attention module that is its
+    output projection, which is called once that is opened.
 
     Attributes:
         module: itself, on the meta device.
@@ -49,9 +51,24 @@ def leaf_modules(traced: Trace, model: nn.Module) -> dict[str, LeafModule]:
         if not call.path or not call.ops or traced.call_counts[call.path] != 1:
             continue
         module = model.get_submodule(call.path)
+        if openable(module) and not isinstance(module, OpenAttention) and 0 in call.outputs:
+            last = _last_layer(traced, call)
+            found[f"{call.path}.out_proj"] = LeafModule(meta_copy(module.out_proj), last, last != frozenset())
         if not any(module.children()) and any(True for _ in module.parameters()):
             found[call.path] = LeafModule(meta_copy(module), call.ops, mixes(module))
     return found
+
+
+def _last_layer(traced: Trace, call: Call) -> frozenset[int]:
+    """The operator that makes what a call returns first, views aside."""
+    waiting = list(traced.graph.predecessors[call.outputs[0]])
+    while waiting:
+        vertex = waiting.pop()
+        name = _plain(traced.operators.get(vertex, ""))
+        if name and name not in LINEAR:
+            return frozenset((vertex,)) & call.ops
+        waiting.extend(traced.graph.predecessors[vertex])
+    return frozenset()
 
 
 def landing_on(traced: Trace, leaves: Mapping[str, LeafModule], point: CutPoint) -> tuple[str, ...]:

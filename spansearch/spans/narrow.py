@@ -68,6 +68,11 @@ def narrowed(module: M, kept: Tensor, side: int | None) -> M:
     return made
 
 
+def of_groups(kept: Tensor, size: int) -> Tensor:
+    """The features of some groups, ``size`` of them side by side in each."""
+    return (kept[:, None] * size + torch.arange(size, device=kept.device)).flatten()
+
+
 def _features(module: nn.Module) -> int:
     """The size that all tensors of a module that holds something for every feature have in common."""
     held = [t for t in (*module.parameters(), *module.buffers()) if t.ndim and t.numel() > 1]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from spansearch.errors import SpanError
+from spansearch.spans.attention import OpenAttention
 from spansearch.spans.copying import copy_model
 from spansearch.spans.find import Span
 from spansearch.spans.hidden import put
@@ -61,8 +62,9 @@ def splice(model: M, students: Mapping[Span, nn.Module]) -> M:
     if glued or len(counters) > len(spans) or any(counter.total > 1 for counter in counters):
         copied.register_forward_pre_hook(ResetHook(counters, list(relays.values())).before, prepend=True)
     for module in copied.modules():
-        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, Slot) for m in module.modules()):
-            module.use_nested_tensor = False  # students take padded tensors
+        if isinstance(module, nn.TransformerEncoder):
+            padded = any(isinstance(m, Slot | OpenAttention) for m in module.modules())
+            module.use_nested_tensor = module.use_nested_tensor and not padded
     return copied
 
 

@@ -57,7 +57,7 @@ class Thin:
         for hidden, count in zip(_thinned(span), _counts(span, size), strict=True):
             own = {path: modules.get(path, hidden.modules[path]) for path in hidden.paths}
             modules.update(hidden.narrowed(own, torch.arange(count)))
-            give_bias(modules[hidden.reader])
+            give_bias(hidden.reader_of(modules))
             _note(attributes, hidden, count)
         return InPlace({path: fresh(module) for path, module in modules.items()}, attributes)
 
@@ -65,7 +65,7 @@ class Thin:
     def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
         assert span.found is not None
         whole = span.found.whole
-        walk = Walk(evidence.calibration, evidence.teacher, whole)
+        walk = Walk(evidence.calibration, evidence.opened, whole)
         modules: dict[str, nn.Module] = {}
         attributes: dict[str, dict[str, int]] = {}
         for hidden, count in zip(_thinned(span), _counts(span, size), strict=True):
@@ -77,7 +77,7 @@ class Thin:
                     walk.advance(before)
                 aim = evidence.aim(hidden.reader, whole.landings.get(hidden.reader))
                 pair = walk.moments(hidden.reader, aim)
-            own = {path: (walk.edited or evidence.teacher).get_submodule(path) for path in hidden.paths}
+            own = {path: (walk.edited or evidence.opened).get_submodule(path) for path in hidden.paths}
             made = thinned(hidden, own, count, pair, None if aim is None else aim.slope)
             walk.edit(made, hidden.attributes(count))
             modules.update(made)
@@ -94,7 +94,7 @@ def thinned(
         own: path -> module as it is.
         pair: moments of what the layer reads now and of what it should return, times ``slope``.
     """
-    reader = own[hidden.reader]
+    reader = hidden.reader_of(own)
     assert is_layer(reader)
     fit, held = pair
     every = fit.joined(held)
@@ -103,7 +103,7 @@ def thinned(
     chosen = eliminate(every.gram, every.cross, float(every.square.sum()), group, alpha)
     kept, columns = chosen.kept(count).cpu(), chosen.columns(count)
     made = hidden.narrowed(own, kept)
-    layer = made[hidden.reader]
+    layer = hidden.reader_of(made)
     assert is_layer(layer)
     fewer = restricted(fit, columns), restricted(held, columns)
     refit(layer, fewer, weight_of(reader)[:, columns.cpu()], reader.bias, slope)
@@ -111,7 +111,7 @@ def thinned(
 
 
 def _thinned(span: Span) -> tuple[Hidden, ...]:
-    return tuple(hidden for hidden in span.hidden if is_layer(hidden.modules[hidden.reader]))
+    return tuple(hidden for hidden in span.hidden if is_layer(hidden.reader_of(hidden.modules)))
 
 
 def _most(span: Span) -> int:

@@ -86,7 +86,7 @@ class Truncated:
             give_bias(layer)
             aim = evidence.aim(path, head.stop)
             if aim is not None:
-                walk = Walk(evidence.calibration, evidence.teacher, span.found.whole)
+                walk = Walk(evidence.calibration, evidence.opened, span.found.whole)
                 walk.advance(head.start)
                 refit(layer, walk.moments(path, aim, tail.stop), own, bias, aim.slope)
         return InPlace(modules, inner={tail: nn.Identity()})
