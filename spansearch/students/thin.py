@@ -136,7 +136,7 @@ def _give_bias(layer: nn.Module) -> None:
     """What is solved for has a bias."""
     assert is_layer(layer)
     if layer.bias is None:
-        layer.bias = nn.Parameter(torch.zeros_like(layer.weight[:, 0].flatten(1)[:, 0]))
+        layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
 
 
 def _fresh(module: nn.Module, device: torch.device) -> None:
