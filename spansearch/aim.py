@@ -57,7 +57,7 @@ def find_aim(calibration: Calibration, model: nn.Module, path: str, point: CutPo
 
     with approached([(model, approach)]):
         before = _first(calibration, model, approach)
-        handle = layer.register_forward_hook(disturb)
+        handle = layer.register_forward_hook(disturb, prepend=True)  # the cut point may be its output
         try:
             after = _first(calibration, model, approach)
         finally:

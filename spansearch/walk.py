@@ -172,9 +172,10 @@ class Walk:
         if not cuts or point not in cuts or point == cuts[0] or not self.found.numbered(point):
             return None
         try:
-            return self.found[cuts[0].name, point.name]
+            prefix = self.found[cuts[0].name, point.name]
         except SpanError:
             return None
+        return prefix if self.found.apart(prefix) else None
 
 
 def _of_shape(prefix: Span, came: Tensor) -> Span:

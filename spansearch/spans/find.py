@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -188,6 +189,12 @@ class Spans:
         """Is the module that a cut point is read at called once, so that its call has one number whatever
         else runs?"""
         return self._trace.call_counts[point.places[0].path] == 1
+
+    def apart(self, span: Span) -> bool:
+        """Are the modules inside those that a span replaces called nowhere else, so that what is left can be
+        read where it was?"""
+        gone = Counter(path for path, _ in span.plan.vanished)
+        return all(self._trace.call_counts[path] == number for path, number in gone.items())
 
     def landing_on(self, point: CutPoint) -> tuple[str, ...]:
         """Paths of the layers whose output arrives at a cut point through sums, scales and one nonlinearity,

@@ -53,8 +53,7 @@ class InPlace(nn.Module):
         """The stop of the span it is spliced into, at places that are still there to be read."""
         gone = frozenset().union(*(inner.plan.vanished for inner in self.spans))
         places = [p for inner in self.spans if inner.stop == span.stop for p in inner.plan.emit]
-        left = [p for p in (*places, *span.stop.places) if (p.path, p.number) not in gone]
-        return replace(span.stop, places=tuple(left) or span.stop.places)
+        return replace(span.stop, places=(*places, *span.stop.places)).without(gone)
 
     def forward(self, x: Tensor) -> Tensor:
         raise SpanError(

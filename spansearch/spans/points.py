@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -58,6 +59,16 @@ class CutPoint:
     def can_stop(self) -> bool:
         """May a span stop here?"""
         return bool(self.emit)
+
+    def without(self, vanished: Collection[tuple[str, int]]) -> CutPoint:
+        """The same where some calls, (path, number), no longer take place: at the places that are left, with
+        the numbers that their calls have then."""
+        left = [
+            replace(p, number=sum((p.path, k) not in vanished for k in range(p.number)))
+            for p in self.places
+            if (p.path, p.number) not in vanished
+        ]
+        return replace(self, places=tuple(left) or self.places)
 
 
 def cut_points(traced: Trace) -> dict[int, CutPoint]:

@@ -140,6 +140,31 @@ class SharedRelu(nn.Module):
         return self.head(x)
 
 
+class SharedInBlocks(nn.Module):
+    """One activation module inside all blocks, a norm of its own behind each."""
+
+    class Block(nn.Module):
+        def __init__(self, act: nn.Module) -> None:
+            super().__init__()
+            self.up, self.down, self.last = nn.Linear(6, 12), nn.Linear(12, 6), nn.Linear(6, 6)
+            self.act = act
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.act(x + self.down(F.gelu(self.up(x)))))
+
+    def __init__(self) -> None:
+        super().__init__()
+        act = nn.ReLU()
+        self.blocks = nn.ModuleList([self.Block(act) for _ in range(3)])
+        self.norms = nn.ModuleList([nn.LayerNorm(6) for _ in range(3)])
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block, norm in zip(self.blocks, self.norms, strict=True):
+            x = norm(block(x))
+        return self.head(x)
+
+
 class Albert(nn.Module):
     """One block with parameters, called three times."""
 
