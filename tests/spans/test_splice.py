@@ -191,7 +191,7 @@ def test_what_is_replaced_costs_nothing_at_any_batch_size(batch):
     small = splice(model, {span: student(span)})
     x = torch.randn(batch, 6)
     assert cost(small, x).flops == cost(student(span), x).flops < cost(model, x).flops
-    asked = [slot._known_sizes for slot in small.modules() if isinstance(slot, Slot)]
+    asked = [slot.known_sizes for slot in small.modules() if isinstance(slot, Slot)]
     before = [dict(sizes) for sizes in asked]
     small(x)
     assert asked == before and any(asked) == (batch != 4)
