@@ -327,13 +327,21 @@ def _in_heads(model: nn.Module, hidden: Hidden) -> Iterator[Hidden]:
 def _tellings(
     numbers: Mapping[str, Mapping[str, int]], groups: int, read: int
 ) -> Iterator[dict[str, dict[str, int]]]:
-    """Which attributes change with the groups: none, those that count them, or features as well."""
-    for wanted in ((), (groups,), (groups, read)):
-        yield {
-            path: {name: n // groups for name, n in some.items() if n in wanted}
-            for path, some in numbers.items()
-            if any(n in wanted for n in some.values())
-        }
+    """Which attributes change with the groups: none, those that count them, or features as well. Where heads
+    are as many as each has features, also one attribute alone of those that are equal."""
+    equal = {name for some in numbers.values() for name, n in some.items() if n == groups}
+    yield {}
+    for counting in (equal, *({name} for name in sorted(equal) if len(equal) > 1)):
+        for size in (groups, read):
+            told = {
+                path: {
+                    name: n // groups
+                    for name, n in some.items()
+                    if (n == groups and name in counting) or n == size == read
+                }
+                for path, some in numbers.items()
+            }
+            yield {path: some for path, some in told.items() if some}
 
 
 def _partings(makers: Mapping[str, int]) -> Iterator[dict[str, int]]:

@@ -132,9 +132,10 @@ class Attention(nn.Module):
         return self.out(y.reshape(n, t, self.embed_dim if self.kind == "sized" else -1))
 
 
-def attending(kind: str, **sizes: Any) -> nn.Module:
+def attending(kind: str, dim: int = 12, **sizes: Any) -> nn.Module:
     """Attention in a residual branch between two layers."""
-    modules = {"stem": nn.Linear(5, 12), "attention": Attention(kind, **sizes), "head": nn.Linear(12, 3)}
+    attention = Attention(kind, dim, **sizes)
+    modules = {"stem": nn.Linear(5, dim), "attention": attention, "head": nn.Linear(dim, 3)}
 
     def glue(m: Any, x: Tensor) -> Tensor:
         x = m.stem(x)

@@ -101,6 +101,10 @@ FOUND: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, int, dict[
         lambda: attending("fused"),
         *(TOKENS, "attention.out", 3, {"attention.qkv": 3}, set()),
     ),
+    "attention, as many heads as each has features": (
+        lambda: attending("fused", dim=16, heads=4),
+        *(TOKENS, "attention.out", 4, {"attention.qkv": 3}, set()),
+    ),
     "attention, head by head": (
         lambda: attending("interleaved"),
         *(TOKENS, "attention.out", 3, {"attention.qkv": 1}, set()),
@@ -205,6 +209,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "a second reader": (second_reader, ROW, "b"),
     "code reads it as well": (
         lambda: linear_pair(lambda m, x: m.b(h := m.a(x).relu()) + h[:, :6]),
+        *(ROW, "b"),
+    ),
+    "code reads it as well, however long": (
+        lambda: linear_pair(lambda m, x: m.b(h := m.a(x).relu()) + h.mean(-1, keepdim=True)),
         *(ROW, "b"),
     ),
     "the model returns it": (lambda: Glued(lambda m, x: m.a(x), a=nn.Linear(6, 8)).eval(), ROW, "a"),
