@@ -14,7 +14,8 @@ from spansearch.errors import SpanError
 from spansearch.spans.causality import Line, Reach, find_lines
 from spansearch.spans.chains import Chain, Rejected, find_chains, legal_in_both, why_not
 from spansearch.spans.graph import Trace
-from spansearch.spans.hidden import Hidden, hidden_features
+from spansearch.spans.hidden import Hidden
+from spansearch.spans.hidden_search import hidden_features
 from spansearch.spans.landing import LeafModule, landing_on, leaf_modules, operator_of
 from spansearch.spans.masks import Mask
 from spansearch.spans.plan import Plan, make_plan
