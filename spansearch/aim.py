@@ -20,7 +20,7 @@ from spansearch.layers import is_layer
 from spansearch.spans import CutPoint
 from spansearch.spans.approach import Approach, approached
 
-AFFINE = 1e-3  # relative deviation from a fixed slope that still counts as rounding
+AFFINE = 1e-3  # relative deviation from a fixed slope that still counts as rounding, in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,10 @@ def find_aim(calibration: Calibration, model: nn.Module, path: str, point: CutPo
     noise: list[Tensor] = []
 
     def disturb(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        if noise:  # a task may call the model again; what is read is of the first call
+            return output
         draw = torch.Generator().manual_seed(0)
-        noise[:] = [(torch.randn(output.shape, generator=draw) * output.std().cpu()).to(output)]
+        noise.append((torch.randn(output.shape, generator=draw) * output.std().cpu()).to(output))
         return output + noise[0]
 
     with approached([(model, approach)]):
@@ -68,7 +70,10 @@ def find_aim(calibration: Calibration, model: nn.Module, path: str, point: CutPo
     change, given = ((t.double().movedim(axis, -1)) for t in (after - before, noise[0]))
     dims = tuple(range(change.ndim - 1))
     slope = (change * given).sum(dims) / given.square().sum(dims).clamp_min(1e-300)
-    if float(change.norm()) == 0 or float((change - slope * given).norm()) > AFFINE * float(change.norm()):
+    # rounding is of the size of the activations, the change may be smaller
+    rounding = 4 * torch.finfo(after.dtype).eps * float(before.double().norm())
+    tolerance = AFFINE * float(change.norm()) + rounding
+    if float(change.norm()) <= rounding or float((change - slope * given).norm()) > tolerance:
         return None
     slope = torch.where(slope.abs() > 1e-6 * slope.abs().max(), slope, torch.zeros_like(slope))
     return Aim(path, point, slope.cpu(), approach.operator)

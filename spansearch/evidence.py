@@ -35,10 +35,10 @@ class Evidence:
     teacher: nn.Module
     screening: Screening
     calibration: Calibration
-    _masks: dict[Hashable, dict[Part, Tensor | None]] = field(default_factory=dict, repr=False)
+    _masks: dict[Hashable, dict[Part, Tensor | None]] = field(default_factory=dict, init=False, repr=False)
 
-    _aims: dict[tuple[str, str], Aim | None] = field(default_factory=dict, repr=False)
-    _layers: dict[str, Pair] = field(default_factory=dict, repr=False)
+    _aims: dict[tuple[str, str], Aim | None] = field(default_factory=dict, init=False, repr=False)
+    _layers: dict[str, Pair] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def opened(self) -> nn.Module:

@@ -32,7 +32,7 @@ def layer_moments(calibration: Calibration, model: nn.Module, path: str, teacher
     models = (model,) if model is teacher else (model, teacher)
     with ExitStack() as stack:
         read, made = (watched(stack, at) for at in (layer, original))
-        passes = ((ran, read[-1][0], made[-1][1]) for ran in calibration.run(*models))
+        passes = ((ran, read.pop()[0], made.pop()[1]) for ran in calibration.run(*models))
         return gathered(layer, passes, calibration.device)
 
 
@@ -64,13 +64,15 @@ def restricted(moments: Moments, columns: Tensor) -> Moments:
 
 
 def watched(stack: ExitStack, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """A list whose last entry is what the module read and returned in the last forward pass."""
+    """A list that holds what the module read and returned first since it was last emptied: a task may call
+    the model several times for a batch, and what is read elsewhere is of the first call."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def after(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen[:] = [(args[0].detach(), output.detach())]
+        if not seen:  # copies, taken before anybody else: code behind may write into either
+            seen.append((args[0].detach().clone(), output.detach().clone()))
 
-    stack.callback(module.register_forward_hook(after).remove)
+    stack.callback(module.register_forward_hook(after, prepend=True).remove)
     return seen
 
 
@@ -79,9 +81,9 @@ def _examples_first(layer: Layer, t: Tensor, examples: int) -> Tensor:
     behind the positions, or with the positions flattened."""
     if not isinstance(layer, nn.Linear) or len(t) == examples:
         return t
-    if examples in t.shape[:-1]:
-        return t.movedim(t.shape.index(examples), 0)
-    return t.unflatten(0, (examples, -1)) if len(t) % examples == 0 else t
+    if len(t) % examples == 0:
+        return t.unflatten(0, (examples, -1))
+    return t.movedim(t.shape.index(examples), 0) if examples in t.shape[:-1] else t
 
 
 def _positions(ran: Ran, x: Tensor, some: Tensor) -> Tensor | None:

@@ -22,8 +22,8 @@ Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 
 def is_layer(module: nn.Module) -> TypeGuard[Layer]:
     """Can the module's weights be solved for? Not with groups, padding other than by zeros, or weights that
-    are computed from others (torch.nn.utils.parametrize)."""
-    if not isinstance(module, Layer) or hasattr(module, "parametrizations"):
+    are computed from others (weight_norm, torch.nn.utils.parametrize)."""
+    if not isinstance(module, Layer) or module._parameters.get("weight") is None:
         return False
     return isinstance(module, nn.Linear) or (module.groups == 1 and module.padding_mode == "zeros")
 

@@ -90,11 +90,14 @@ class _Stage:
         # one made of the model's own layers is judged by the output alone: nothing else returns its stop
         self.taps = {span: Tap(span.stop) for span, s in students.items() if not isinstance(s, InPlace)}
         self.model = splice(teacher, self.students).eval()
-        self.weights = [p for student in self.students.values() for p in student.parameters()]
+        self.weights = [p for s in self.students.values() for p in s.parameters() if p.is_floating_point()]
         self._made: dict[Span, Tensor] = {}
 
     def refine(self, settings: FitSettings, rate: float) -> Refined:
         with ExitStack() as stack:
+            for weight in self.weights:  # layers of a frozen teacher's own are frozen as well
+                stack.callback(weight.requires_grad_, weight.requires_grad)
+                weight.requires_grad_(True)
             stack.enter_context(tapped(self.teacher, self.taps.values()))
             for span in self.taps:
                 student = self.students[span]

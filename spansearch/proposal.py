@@ -20,12 +20,14 @@ from spansearch.fit import find_rate
 from spansearch.recipe import Recipe, Splice
 from spansearch.search import RidgeRule, Search, Space, audited
 from spansearch.spans import Span, splice
+from spansearch.spans.inplace import as_dtype
 from spansearch.store import StudentFiles
-from spansearch.students import attends, family, fit_student, refusal, student_cost
+from spansearch.students import Fitted, attends, family, fit_student, refusal, student_cost
 from spansearch.workbench import Workbench
 
 State = Literal["complete", "pruned", "failed"]
 TIE = 1e-6
+HARDLY = 0.8  # held-out error of a fit that has learnt next to nothing; 1 is the mean
 
 
 @dataclass
@@ -177,14 +179,24 @@ class Proposals:
             self.linear.setdefault(span.name, measures.divergence)
         return Outcome("complete", measures, details)
 
-    def _fit(self, one: Splice, span: Span) -> Any:
+    def _fit(self, one: Splice, span: Span) -> Fitted:
         evidence, seed, fit = self.bench.evidence, self.seed_of(one), self.settings.fit
+        tested = []
+
+        def test(start: Callable[[], nn.Module]) -> float:
+            tested.append(find_rate(start, evidence.data(span), fit, seed))
+            return tested[-1]
 
         def rate(start: Callable[[], nn.Module]) -> float:
-            test = partial(find_rate, start, evidence.data(span), fit, seed)
-            return self.rates.get(one.family, span, one.init, test)
+            return self.rates.get(one.family, span, one.init, partial(test, start))
 
-        return fit_student(one.family, span, one.size, one.init, evidence, fit, rate, seed)
+        student = partial(fit_student, one.family, span, one.size, one.init, evidence, fit)
+        fitted = student(rate, seed)
+        if fitted.report is None or tested or fitted.held_out_error < HARDLY:
+            return fitted
+        # hardly better than the mean: a rate found for another size of student may be none for this one
+        again = student(test, seed)
+        return again if again.held_out_error < fitted.held_out_error else fitted
 
     def _linear_divergence(self, span: Span) -> float | None:
         """Divergence of the span's best linear student, spliced; None where it has none."""
@@ -244,5 +256,5 @@ def rebuild(bench: Workbench, files: StudentFiles, recipe: Recipe, entries: Sequ
             student.load_state_dict(state)
         except RuntimeError as error:
             raise StudyError(f"The stored student does not fit {one}: {error}") from error
-        students[span] = student.to(bench.device, span.stop.dtype).eval()
+        students[span] = as_dtype(student.to(bench.device), span.stop.dtype).eval()
     return splice(bench.teacher, students).eval()

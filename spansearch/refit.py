@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spansearch.elimination import solve_kept
 from spansearch.layer_moments import Pair
 from spansearch.layers import Layer, set_weight
 from spansearch.moments import Decomposition
@@ -16,8 +15,7 @@ from spansearch.ridge import solve_span
 def refit(layer: Layer, pair: Pair, own: Tensor, own_bias: Tensor | None, slope: Tensor | None) -> None:
     """Solve a layer's weight and bias, in place.
 
-    Strength, and what the weight is shrunk towards (zero or its own), are chosen on the held-out part; then
-    all examples are used. What comes of it is judged on the validation split.
+    Strength, and what the weight is shrunk towards (zero or its own), are chosen on the held-out part.
 
     Args:
         pair: moments of its features and of ``slope`` times what it should return.
@@ -30,15 +28,10 @@ def refit(layer: Layer, pair: Pair, own: Tensor, own_bias: Tensor | None, slope:
     own = own.to(fit.gram)
     priors = {"zero": None, "own": own * scale[:, None]}
     ridge = solve_span(Decomposition(fit, held), "y", priors=priors, max_rank=0)
-    every = fit.joined(held)
-    columns = torch.arange(len(every.gram), device=every.device)
-    alpha = ridge.alpha * every.count / fit.count
-    weight = solve_kept(every.gram, every.cross, columns, alpha, priors[ridge.prior])
-    bias = every.mean_y - weight @ every.mean_x
     arrives = scale != 0
     before = torch.zeros(len(own)) if own_bias is None else own_bias
     set_weight(
         layer,
-        torch.where(arrives[:, None], weight / scale[:, None], own),
-        torch.where(arrives, bias / scale, before.to(scale)),
+        torch.where(arrives[:, None], ridge.weight / scale[:, None], own),
+        torch.where(arrives, ridge.bias / scale, before.to(scale)),
     )

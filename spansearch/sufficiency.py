@@ -108,11 +108,12 @@ def sufficiency(
 
 
 def calibration_examples(found: Sequence[Sufficiency], fitted: int, held_out: int) -> int:
-    """Calibration examples, held-out ones included, that are enough for nine of ten of these spans.
+    """Calibration examples, held-out ones included, enough for nine of ten of the spans that data limits.
 
     Args:
         found: of the spans, at least one.
         fitted, held_out: examples there are of either part.
     """
-    needed = sorted(one.enough for one in found)
+    limited = [one for one in found if one.limited]
+    needed = sorted(one.enough for one in limited or found)
     return math.ceil(needed[math.ceil(0.9 * len(needed)) - 1] * (fitted + held_out) / fitted)

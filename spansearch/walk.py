@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spansearch.aim import Aim, find_aim
@@ -28,11 +29,10 @@ class _Feed(nn.Module):
     def __init__(self, values: list[Tensor]) -> None:
         super().__init__()
         self.values = values
-        self.number = 0
+        self.number = 0  # of the batch
 
     def forward(self, x: Tensor) -> Tensor:
-        self.number += 1
-        return self.values[self.number - 1].clone()
+        return self.values[self.number].clone()
 
 
 class Walk:
@@ -50,9 +50,8 @@ class Walk:
         self.at: CutPoint | None = None
         self._came: dict[str, list[Tensor]] = {}
         self._running: dict[str, nn.Module] = {}  # the models as they run from here on
-        self._sizes: dict[
-            tuple[str, str], Any
-        ] = {}  # what slots know of sizes: asking costs more than a pass
+        # what slots know of sizes, by model and path: asking costs more than a pass
+        self._sizes: dict[tuple[str, str], Any] = {}
 
     def edit(self, modules: Mapping[str, nn.Module], attributes: Mapping[str, Mapping[str, int]]) -> None:
         """Put modules and numbers in the place of those of the edited model."""
@@ -98,7 +97,7 @@ class Walk:
         with ExitStack() as stack:
             read, made = watched(stack, layer), watched(stack, original)
             if aim is None:
-                passes = ((ran, read[-1][0], made[-1][1]) for ran in self._run(models))
+                passes = ((ran, read.pop()[0], made.pop()[1]) for ran in self._run(models))
                 return gathered(layer, passes, self.calibration.device)
             here, there = Approach(aim.point), Approach(target or aim.point)
             stack.enter_context(approached([(own, here), (models["teacher"], there)]))
@@ -112,7 +111,8 @@ class Walk:
 
     def aim(self, path: str, point: CutPoint) -> Aim | None:
         """A layer's way to a cut point, in the edited model."""
-        return find_aim(self.calibration, self.edited or self.teacher, path, point)
+        model = self.teacher if self.edited is None else self.edited
+        return find_aim(self.calibration, model, path, point)
 
     def _aimed(
         self,
@@ -124,13 +124,13 @@ class Walk:
         aim: Aim,
     ) -> Iterator[tuple[Ran, Tensor, Tensor]]:
         for ran in self._run(models):
-            x, made = read[-1]
+            x, made = read.pop()
             if here.value is None or there.value is None:
                 raise SpanError(f"A calibration batch does not come by cut point {aim.point.name}.")
-            slope = aim.slope.to(made)
+            slope = aim.slope.to(made.device, torch.float32)  # a half-precision slope would cost digits
             if not isinstance(layer, nn.Linear):
                 slope = slope.view(-1, *[1] * (made.ndim - 2))
-            yield ran, x, slope * made + (there.value - here.value)
+            yield ran, x, slope * made + (there.value.float() - here.value.float())
             here.rewind()
             there.rewind()
 
@@ -160,11 +160,13 @@ class Walk:
         return model
 
     def _run(self, models: Mapping[str, nn.Module]) -> Iterator[Ran]:
-        for model in models.values():
-            for module in model.modules():
-                if isinstance(module, _Feed):
-                    module.number = 0
-        return self.calibration.run(*models.values())
+        feeds = [m for model in models.values() for m in model.modules() if isinstance(m, _Feed)]
+        for feed in feeds:
+            feed.number = 0
+        for ran in self.calibration.run(*models.values()):
+            yield ran
+            for feed in feeds:
+                feed.number = ran.number + 1
 
     def _prefix(self, point: CutPoint) -> Span | None:
         """The span from the first cut point of the whole network to this one; None where there is none."""

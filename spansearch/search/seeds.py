@@ -74,8 +74,8 @@ def _of_own_layers(space: Space, refused: Callable[[Span], str | None]) -> list[
 
 
 def _non_linear(space: Space, span: Span, width: float) -> Splice | None:
-    """A small convolutional student of a span, or a bottleneck where there is none; None without either."""
-    students = (_student(space, name, span, width) for name in ("conv", "mlp"))
+    """A small student of a span that convolves or attends, a bottleneck where neither fits; None without."""
+    students = (_student(space, name, span, width) for name in ("conv", "attention", "mlp"))
     return next((student for student in students if student is not None), None)
 
 

@@ -86,7 +86,8 @@ class OpenAttention(nn.MultiheadAttention):
             bias = _added(attn_mask, q)
             bias = bias.unflatten(0, (len(q), self.num_heads)) if bias.ndim == 3 else bias[None, None]
         if key_padding_mask is not None:
-            padding = _added(key_padding_mask, q).view(len(q), 1, 1, -1)
+            padding = _added(key_padding_mask, q)
+            padding = (padding[None] if padding.ndim == 1 else padding)[:, None, None]
             bias = padding if bias is None else bias + padding
         return bias
 

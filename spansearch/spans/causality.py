@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spansearch.cost import countable
+from spansearch.errors import pass_on_stop
 from spansearch.spans.chains import Chain
 from spansearch.spans.copying import copy_model
 from spansearch.spans.graph import Trace
@@ -79,7 +80,10 @@ def find_lines(
                     for v in (point.vertex for point in line.points[1:])
                 )
                 found.append(replace(line, reaches=tuple(reaches)))
-    except Exception:  # whatever a model raises where its activations are no longer those it made
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model raises where its activations are no longer those it made
+        pass_on_stop(error)
         return lines
     return found
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spansearch.cost import countable
+from spansearch.errors import pass_on_stop
 from spansearch.spans.masks import BLOCKED, Convention, Reading, SeenMasks
 from spansearch.spans.randomness import fixed_random
 from spansearch.spans.structure import clone_tensors, flatten, unflatten
@@ -170,7 +171,10 @@ def _holds(model: nn.Module, trial: Trial, mask: Tensor, reading: Reading, by_pa
             return True
         last = live & (live.flip(1).cumsum(1).flip(1) == 1)
         by_last = _changed(plain, _run(model, trial, last))
-    except Exception:  # the module does not run by itself: it cannot be asked
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the module does not run by itself: it cannot be asked
+        pass_on_stop(error)
         return False
     readers = (free & last[:, None]).any(2)
     return torch.equal(by_last[~last], readers[~last])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from torch import nn
 from spansearch.errors import SpanError
 from spansearch.spans.causality import Line, Reach, find_lines
 from spansearch.spans.chains import Chain, Rejected, find_chains, legal_in_both, why_not
+from spansearch.spans.copying import copy_model
 from spansearch.spans.graph import Trace
 from spansearch.spans.hidden import Hidden
 from spansearch.spans.hidden_search import hidden_features
@@ -21,6 +22,7 @@ from spansearch.spans.masks import Mask
 from spansearch.spans.plan import Plan, make_plan
 from spansearch.spans.points import CutPoint, cut_points
 from spansearch.spans.resolution import points_apart
+from spansearch.spans.structure import clone_tensors
 from spansearch.spans.trace import trace
 
 
@@ -82,9 +84,13 @@ class _Known:
     """What was found out about a model, whatever cut points of it are kept."""
 
     traced: Trace
-    hidden: tuple[Hidden, ...]
+    find_hidden: Callable[[], tuple[Hidden, ...]]
     leaves: Mapping[str, LeafModule]
     lines: tuple[Line, ...]
+
+    @cached_property
+    def hidden(self) -> tuple[Hidden, ...]:
+        return self.find_hidden()
 
 
 class Spans:
@@ -96,7 +102,6 @@ class Spans:
         flops: of the whole model, for one example.
         notes: what the user should know about the discovery (train mode could not be run, ...).
         uncounted: operators that read a weight matrix but whose flops no formula counts.
-        hidden: features inside the model that can go in part.
         leaves: path -> the modules without children that are called once and have parameters.
         whole: the same before it was thinned.
     """
@@ -116,8 +121,13 @@ class Spans:
         self.notes = tuple(notes)
         self.flops = round(self._trace.total_flops / self._trace.batch_size)
         self.uncounted = self._trace.uncounted
-        self.hidden, self.leaves = known.hidden, known.leaves
+        self.leaves = known.leaves
         self.whole = whole or self
+
+    @property
+    def hidden(self) -> tuple[Hidden, ...]:
+        """Features inside the model that can go in part; looked for, in some passes, when first asked for."""
+        return self._known.hidden
 
     @property
     def cuts(self) -> tuple[CutPoint, ...]:
@@ -306,9 +316,10 @@ def find_spans(model: nn.Module, *args: Any, **kwargs: Any) -> Spans:
     else:
         chains, refused = legal_in_both(chains, other, cut_points(other))
         rejected += refused
+    given = clone_tensors((args, kwargs))
     known = _Known(
         traced,
-        hidden_features(traced, model, args, kwargs),
+        partial(hidden_features, traced, copy_model(model), *given),
         leaf_modules(traced, model),
         tuple(find_lines(model, args, kwargs, traced, chains)),
     )

@@ -5,6 +5,7 @@ Channels between two convolutions of a block, hidden units of a feed-forward lay
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,16 +96,26 @@ class Hidden:
         return {path: {name: n * count for name, n in some.items()} for path, some in self.numbers.items()}
 
 
+_HOOKS = tuple(name for name in vars(nn.Module()) if "forward" in name and "hooks" in name)
+
+
 def put(
     model: nn.Module, modules: Mapping[str, nn.Module], attributes: Mapping[str, Mapping[str, int]]
 ) -> None:
-    """Put modules in the place of a model's own, and numbers in the place of its modules' attributes."""
+    """Put modules in the place of a model's own, and numbers in the place of its modules' attributes.
+
+    What is put in shares parameters, buffers and children with the module given, which stays as it is; hooks
+    are those of the module it replaces: an earlier splice may read or write an activation there.
+    """
     for path, module in modules.items():
         old = model.get_submodule(path)
-        module.train(old.training)
+        shell = copy.copy(module)
+        for name in _HOOKS:
+            shell.__dict__[name] = copy.copy(old.__dict__[name])
+        shell.train(old.training)
         for parent in list(model.modules()):  # under every name it has
             for name in [name for name, child in parent._modules.items() if child is old]:
-                parent._modules[name] = module
+                parent._modules[name] = shell
     for path, values in attributes.items():
         for name, value in values.items():
             setattr(model.get_submodule(path), name, value)

@@ -17,7 +17,9 @@ from spansearch.spans.copying import copy_model
 from spansearch.spans.hidden import Hidden, put
 from spansearch.spans.narrow import size_in, size_out
 from spansearch.spans.randomness import fixed_random
-from spansearch.spans.structure import clone_tensors
+from spansearch.spans.structure import clone_tensors, flatten
+
+_OUTPUT = "output of the model"  # no path of a module: it has spaces
 
 
 class Trial:
@@ -60,10 +62,15 @@ class Trial:
                 own = {path: thin.get_submodule(path) for path in hidden.paths}
                 put(thin, hidden.narrowed(own, some), hidden.attributes(len(some)))
             zeros, narrow = (self._run(model, several) for model in (whole, thin))
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # of any kind: code around the layers need not cope with fewer features
             pass_on_stop(error)
             return None
-        return [h for h in several if _same(zeros.get(h.reader), narrow.get(h.reader))]
+        good = [h for h in several if _same(zeros.get(h.reader), narrow.get(h.reader))]
+        # numbers that changed may be used elsewhere as well
+        outputs = [name for name in zeros if name.startswith(_OUTPUT)]
+        return good if all(_same(zeros[name], narrow.get(name)) for name in outputs) else None
 
     def _run(self, model: nn.Module, several: Sequence[Hidden]) -> dict[str, Tensor]:
         """What the readers return; of attention modules, which need not call theirs, what these return."""
@@ -74,7 +81,11 @@ class Trial:
                 stack.callback(module.register_forward_hook(_keeping(made, hidden.reader)).remove)
             args, kwargs = clone_tensors(self.given)
             with torch.no_grad(), fixed_random(), countable():
-                model(*args, **kwargs)
+                output = model(*args, **kwargs)
+        leaves = (
+            leaf for leaf in flatten(output)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        )
+        made.update({f"{_OUTPUT} {k}": leaf for k, leaf in enumerate(leaves)})
         return made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from spansearch.errors import SpanError
@@ -35,19 +36,25 @@ class InPlace(nn.Module):
         self.attributes = {path: dict(values) for path, values in (attributes or {}).items()}
         self.spans = tuple(inner or {})
         for path, module in replaced.items():
-            self.add_module(path.replace(".", "/"), module)
+            self.add_module(_name(path), module)
         for number, student in enumerate((inner or {}).values()):
             self.add_module(f"student {number}", student)
 
     @property
     def replaced(self) -> dict[str, nn.Module]:
         """Path in the model -> the module that takes its place."""
-        return {path: self.get_submodule(path.replace(".", "/")) for path in self.paths}
+        return {path: self.get_submodule(_name(path)) for path in self.paths}
 
     @property
     def inner(self) -> dict[Span, nn.Module]:
         """The spans inside, each with its student."""
         return {span: self.get_submodule(f"student {number}") for number, span in enumerate(self.spans)}
+
+    def cast(self, dtype: torch.dtype) -> InPlace:
+        """Students inside get a dtype; layers of the model's own keep theirs."""
+        for student in self.inner.values():
+            student.to(dtype)
+        return self
 
     def stop_of(self, span: Span) -> CutPoint:
         """The stop of the span it is spliced into, at places that are still there to be read."""
@@ -60,3 +67,13 @@ class InPlace(nn.Module):
             "This student is made of layers of the model's own and computes only inside it: put it there "
             "with spansearch.splice(model, {span: student})."
         )
+
+
+def _name(path: str) -> str:
+    """Of the child for a path: no attribute is called so."""
+    return "at " + path.replace(".", "/")
+
+
+def as_dtype(student: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A student that returns activations of a dtype, in place."""
+    return student.cast(dtype) if isinstance(student, InPlace) else student.to(dtype)

@@ -21,7 +21,7 @@ def mixes(module: nn.Module) -> bool:
     return (
         isinstance(module, LAYERS)
         and getattr(module, "groups", 1) == 1
-        and not hasattr(module, "parametrizations")
+        and isinstance(module._parameters.get("weight"), nn.Parameter)  # not computed from others
     )
 
 

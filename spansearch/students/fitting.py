@@ -14,6 +14,7 @@ from spansearch.evidence import Evidence
 from spansearch.fit import FitData, FitReport, FitSettings, fit_by_gradient
 from spansearch.readout import solve_last_layer
 from spansearch.spans import Span
+from spansearch.spans.inplace import as_dtype
 from spansearch.students.base import Init, deepest, family, refusal
 
 FLAT = 0.02  # a fit whose last quarter of looks lowered the error by less has got what its depth can give
@@ -118,7 +119,7 @@ def fit_student(
             student = start().to(device).eval()
             error = evidence.held_out_error(student, span)
     seconds, depth = time.perf_counter() - started, max(1, sum(step.kept for step in growth))
-    return Fitted(student.to(span.stop.dtype), error, seconds, report, depth, tuple(growth))
+    return Fitted(as_dtype(student, span.stop.dtype), error, seconds, report, depth, tuple(growth))
 
 
 def _fit(student: nn.Module, data: FitData, rate: float, settings: FitSettings, seed: int) -> FitReport:

@@ -97,10 +97,9 @@ def thinned(
     reader = hidden.reader_of(own)
     assert is_layer(reader)
     fit, held = pair
-    every = fit.joined(held)
-    group = len(every.gram) // hidden.groups
-    alpha = PENALTY * float(every.gram.diagonal().mean())
-    chosen = eliminate(every.gram, every.cross, float(every.square.sum()), group, alpha)
+    group = len(fit.gram) // hidden.groups
+    alpha = PENALTY * float(fit.gram.diagonal().mean())
+    chosen = eliminate(fit.gram, fit.cross, float(fit.square.sum()), group, alpha)
     kept, columns = chosen.kept(count).cpu(), chosen.columns(count)
     made = hidden.narrowed(own, kept)
     layer = hidden.reader_of(made)
