@@ -119,6 +119,15 @@ def span_map(span: Span, kernel: int = 3) -> LinearMap:
     return found if costs_less and not span.alone else linear_map(*ends, 1)
 
 
+def no_linear_map(span: Span, kernel: int = 3) -> str | None:
+    """Why a span has no linear student, or None."""
+    try:
+        span_map(span, kernel)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def summary(paths: dict[Span, RidgePath]) -> list[tuple[Span, float, float | None]]:
     """(span, held-out error of the best linear map, held-out error of leaving the span out), best first."""
     rows = [(span, path.held_out_error, path.identity_error) for span, path in paths.items()]

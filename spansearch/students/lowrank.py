@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from spansearch.evidence import Evidence
-from spansearch.screen import span_map
+from spansearch.screen import no_linear_map, span_map
 from spansearch.spans import Span
 from spansearch.students.base import check_width, register
 
@@ -21,11 +21,7 @@ class LowRank:
     sized: bool = True
 
     def refuses(self, span: Span) -> str | None:
-        try:
-            span_map(span, self.kernel)
-        except ValueError as error:
-            return str(error)
-        return None
+        return no_linear_map(span, self.kernel)
 
     def size(self, span: Span, width: float) -> int:
         linear = span_map(span, self.kernel)

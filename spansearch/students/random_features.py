@@ -12,7 +12,7 @@ from spansearch.evidence import Evidence
 from spansearch.linear_maps import LinearMap, linear_map
 from spansearch.moments import Decomposition, Moments
 from spansearch.ridge import RidgePath, solve_span
-from spansearch.screen import span_map
+from spansearch.screen import no_linear_map, span_map
 from spansearch.spans import Span
 from spansearch.students.base import check_width, register
 from spansearch.students.bottleneck import hidden_units
@@ -47,11 +47,7 @@ class RandomFeatures:
     sized: bool = True
 
     def refuses(self, span: Span) -> str | None:
-        try:
-            span_map(span, self.kernel)
-        except ValueError as error:
-            return str(error)
-        return None
+        return no_linear_map(span, self.kernel)
 
     def size(self, span: Span, width: float) -> int:
         linear = span_map(span, self.kernel)
