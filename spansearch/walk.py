@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spansearch.aim import Aim, find_aim
+from spansearch.aim import Aim
 from spansearch.calibration import Calibration, Ran, ReachedError
 from spansearch.errors import SpanError
 from spansearch.layer_moments import Pair, gathered, watched
@@ -108,11 +108,6 @@ class Walk:
             return gathered(
                 layer, self._aimed(models, layer, read, here, there, aim), self.calibration.device
             )
-
-    def aim(self, path: str, point: CutPoint) -> Aim | None:
-        """A layer's way to a cut point, in the edited model."""
-        model = self.teacher if self.edited is None else self.edited
-        return find_aim(self.calibration, model, path, point)
 
     def _aimed(
         self,

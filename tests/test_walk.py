@@ -18,10 +18,17 @@ from landing_models import calibration, convolutional, transformer
 from models import Residual, SharedInBlocks, SharedRelu
 from test_layer_moments import bert
 
+from spansearch.aim import Aim, find_aim
 from spansearch.calibration import Calibration
 from spansearch.layer_moments import Pair
-from spansearch.spans import Hidden, Spans, find_spans
+from spansearch.spans import CutPoint, Hidden, Spans, find_spans
 from spansearch.walk import Walk
+
+
+def aimed(walk: Walk, path: str, point: CutPoint) -> Aim | None:
+    """A layer's way to a cut point in the model as it is edited by then."""
+    return find_aim(walk.calibration, walk.teacher if walk.edited is None else walk.edited, path, point)
+
 
 Build = Callable[[], nn.Module]
 
@@ -82,7 +89,7 @@ def along(at: Calibration, teacher: nn.Module, found: Spans) -> int:
             walk.advance(before)
             went += walk.at == before
         landing = found.landings.get(hidden.reader)
-        aim = still.aim(hidden.reader, landing) if landing is not None else None
+        aim = aimed(still, hidden.reader, landing) if landing is not None else None
         equal(walk.moments(hidden.reader, aim), still.moments(hidden.reader, aim))
         thinner(walk, hidden)
         thinner(still, hidden)
@@ -154,7 +161,7 @@ def test_another_target_is_where_the_teacher_is_there():
     found = find_spans(teacher, x[:4])
     here, there = (found.landings[f"{k}.fc2"] for k in (0, 1))
     walk = Walk(calibration(x), teacher, found)
-    aim = walk.aim("0.fc2", here)
+    aim = aimed(walk, "0.fc2", here)
     assert aim is not None
     fit, held = walk.moments("0.fc2", aim, there)
     with torch.no_grad():
