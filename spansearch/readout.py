@@ -52,7 +52,7 @@ def solve_last_layer(student: nn.Module, data: FitData, error: float) -> float:
     fit, held = _moments(student, layer, data)
     if fit.count < 2 or not held.count:  # masks may leave next to nothing
         return error
-    ridge = solve_span(Decomposition(fit, held), "y", priors={"own": own}, max_rank=0)
+    ridge = solve_span(Decomposition(fit, held), "y", priors={"own": own})
     set_weight(layer, ridge.weight, ridge.bias)
     lower = held_out_error(student, data)
     if lower < error:

@@ -27,7 +27,7 @@ def refit(layer: Layer, pair: Pair, own: Tensor, own_bias: Tensor | None, slope:
     scale = (torch.ones(len(own)) if slope is None else slope).to(fit.gram)
     own = own.to(fit.gram)
     priors = {"zero": None, "own": own * scale[:, None]}
-    ridge = solve_span(Decomposition(fit, held), "y", priors=priors, max_rank=0)
+    ridge = solve_span(Decomposition(fit, held), "y", priors=priors)
     arrives = scale != 0
     before = torch.zeros(len(own)) if own_bias is None else own_bias
     set_weight(

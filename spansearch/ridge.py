@@ -38,9 +38,6 @@ class RidgePath:
         weight, bias: (d_out, d_in) and (d_out,), float64.
         held_out_error, fit_error: of weight and bias.
         curves: prior -> held-out error at each strength, smallest strength first.
-        rank_errors: (R,) float64, held-out error of reduced-rank ridge with rank 1 .. R, prior zero always:
-            with the identity prior W - I, not W, would be of low rank (`difference_errors`).
-        rank_alphas: (R,) float64, the alpha that gave it.
         identity_error: held-out error of predicting y = x; None where shapes differ.
     """
 
@@ -53,13 +50,27 @@ class RidgePath:
     held_out_error: float
     fit_error: float
     curves: dict[str, list[float]]
-    rank_errors: Tensor
-    rank_alphas: Tensor
     identity_error: float | None
     _stop: str = field(repr=False)
     _alphas: Tensor = field(repr=False)
+    _held_scale: float = field(repr=False)
     # Shared by the spans of a reading and kept for at_rank, which builds a rank only when it is asked for.
     _decomposition: Decomposition = field(repr=False)
+
+    @property
+    def rank_errors(self) -> Tensor:
+        """(R,) float64, R = min(d_in, d_out): held-out error of reduced-rank ridge with rank 1 .. R.
+
+        Of prior zero always: with the identity prior W - I, not W, would be of low rank
+        (`difference_errors`). Solved when first asked for, O(d^2 min(d, q)): each rank has the best of the
+        best full-rank alpha of prior zero and its neighbours among those tried.
+        """
+        return self._ranks[0]
+
+    @property
+    def rank_alphas(self) -> Tensor:
+        """(R,) float64, the alpha that gave the error of a rank."""
+        return self._ranks[1]
 
     @property
     def difference_errors(self) -> Tensor | None:
@@ -77,8 +88,8 @@ class RidgePath:
             difference: of y - x in place of y, of which y = x + features @ down.T @ up.T + bias is made.
 
         Raises:
-            ValueError: r is not one of the ranks that were solved, 1 .. len(rank_errors); a difference of
-                activations whose shapes differ.
+            ValueError: r is not one of 1 .. len(rank_errors); a difference of activations whose shapes
+                differ.
 
         Where the targets span fewer than r directions the remaining columns of up may be zero.
         Source: Izenman 1975; Mukherjee and Zhu, "Reduced rank ridge regression and its kernel
@@ -86,9 +97,8 @@ class RidgePath:
         """
         if not 1 <= r <= len(self.rank_errors):
             raise ValueError(
-                f"RidgePath.at_rank: expected a rank from 1 to {len(self.rank_errors)}, got {r}. That is the "
-                "smaller of d_in and d_out, or max_rank of solve_span; solve again with a larger max_rank, "
-                "or use weight and bias."
+                f"RidgePath.at_rank: expected a rank from 1 to {len(self.rank_errors)}, the smaller of d_in "
+                f"and d_out, got {r}. At full rank nothing is saved: use weight and bias."
             )
         decomposition, alphas, cross, mean = self._decomposition, self.rank_alphas, None, self._mean_y
         if difference:
@@ -105,15 +115,21 @@ class RidgePath:
         return down, up, mean - up @ (down @ decomposition.fit.mean_x)
 
     @cached_property
+    def _ranks(self) -> tuple[Tensor, Tensor]:
+        problem = _problem(self._decomposition, self._stop, "", None)
+        errors, alphas = _rank_errors(self._decomposition, self._stop, problem, self._alphas)
+        return errors / self._held_scale, alphas
+
+    @cached_property
     def _difference(self) -> tuple["_Problem", Tensor, Tensor] | None:
         """Moments of y - x, errors and alphas of its ranks: solved when first asked for, most never are."""
         identity = self.map.identity_weight()
         if identity is None:
             return None
-        dec, columns = self._decomposition, self._decomposition.fit.columns[self._stop]
+        dec = self._decomposition
         problem = _problem(dec, self._stop, "identity", identity)
-        errors, alphas = _rank_errors(dec, self._stop, problem, self._alphas, len(self.rank_errors))
-        return problem, errors / _scale(dec.held_square[columns], dec.held.count, self._mean_y), alphas
+        errors, alphas = _rank_errors(dec, self._stop, problem, self._alphas)
+        return problem, errors / self._held_scale, alphas
 
     @property
     def degrees(self) -> float:
@@ -144,7 +160,6 @@ def solve_span(
     stop: str,
     strengths: Sequence[float] = STRENGTHS,
     priors: Mapping[str, Tensor | None] | None = None,
-    max_rank: int | None = None,
 ) -> RidgePath:
     """Fit y ~ features @ weight.T + bias by ridge regression, strength and prior chosen by held-out error.
 
@@ -156,13 +171,11 @@ def solve_span(
         stop: one of its stops.
         strengths: finite and > 0; alpha = strength * trace(G) / d.
         priors: name -> W0 (d_out, d_in), None for zero. Default: "zero" and, where shapes allow, "identity".
-        max_rank: largest rank to solve for, default min(d_in, d_out); 0 skips ranks. Each rank takes the best
-            of the best full-rank strength of prior zero and its neighbours among the sorted strengths.
 
     Raises:
         ValueError: an unknown stop, no or bad strengths, no priors or one of another shape.
 
-    Cost O(d^2 q) per prior, O(d^2) per further strength; ranks O(d^2 min(d, q)) for each of three strengths.
+    Cost O(d^2 q) per prior, O(d^2) per further strength.
     Held-out errors are tr(W G W') - 2 tr(W C) + ||Y||^2 with the held-out moments about the fit means: no
     data is read.
     """
@@ -197,10 +210,6 @@ def solve_span(
     if chosen.prior is not None:
         weight += chosen.prior
     fit_sse = chosen.fit_square - 2 * (B * chosen.cross).sum() + (s[:, None] * B.square()).sum()
-    # Not problems["zero"]: a caller may have named his own prior so.
-    plain = _problem(decomposition, stop, "", None)
-    ranks = min(linear.d_in, linear.d_out, linear.d_in if max_rank is None else max_rank)
-    rank_errors, rank_alphas = _rank_errors(decomposition, stop, plain, alphas, ranks)
     return RidgePath(
         map=linear,
         prior=name,
@@ -211,11 +220,10 @@ def solve_span(
         held_out_error=float(curves[name][best]) / held_scale,
         fit_error=max(0.0, float(fit_sse)) / _scale(fit.square[columns], fit.count, fit.mean_y[columns]),
         curves={n: (c / held_scale).tolist() for n, c in curves.items()},
-        rank_errors=rank_errors / held_scale,
-        rank_alphas=rank_alphas,
         identity_error=_identity_error(decomposition, stop, held_scale),
         _stop=stop,
         _alphas=alphas,
+        _held_scale=held_scale,
         _decomposition=decomposition,
     )
 
@@ -263,21 +271,17 @@ def _curve(dec: Decomposition, problem: _Problem, alphas: Tensor) -> Tensor:
     return (problem.held_square - 2 * D @ linear + ((D @ quadratic) * D).sum(1)).clamp(min=0.0)
 
 
-def _rank_errors(
-    dec: Decomposition, stop: str, problem: _Problem, alphas: Tensor, ranks: int
-) -> tuple[Tensor, Tensor]:
-    """Lowest held-out squared error, and its alpha, of every rank 1 .. ranks.
+def _rank_errors(dec: Decomposition, stop: str, problem: _Problem, alphas: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest held-out squared error, and its alpha, of every rank.
 
     Over the best full-rank one of the sorted alphas (J,) and its neighbours. The u_k are orthonormal: what
     each adds, u_k'(W G W')u_k - 2 u_k'(W C)u_k, does not depend on the others.
     """
-    if ranks < 1:
-        return alphas[:0], alphas[:0]
     centre = int(_curve(dec, problem, alphas).argmin())
     alphas = alphas[max(0, centre - 1) : centre + 2]
     errors = []
     for alpha in alphas.tolist():
-        U, Z = (side[:, :ranks] for side in dec.low_rank_basis(stop, alpha, problem.cross))
+        U, Z = dec.low_rank_basis(stop, alpha, problem.cross)
         gains = (Z * (dec.held_gram @ Z)).sum(0) - 2 * ((problem.held_cross.T @ Z) * U).sum(0)
         errors.append((problem.held_square + gains.cumsum(0)).clamp(min=0.0))
     lowest = torch.stack(errors).min(0)
@@ -308,7 +312,6 @@ def fit_ridge(
     held: tuple[Tensor, Tensor] | None = None,
     strengths: Sequence[float] = STRENGTHS,
     priors: Mapping[str, Tensor | None] | None = None,
-    max_rank: int | None = None,
 ) -> RidgePath:
     """`solve_span` for plain rows: y ~ x @ weight.T + bias.
 
@@ -316,7 +319,7 @@ def fit_ridge(
         x, y: fit rows (n, d_in) and (n, d_out), n >= 2, floating point. Not modified.
         held: held-out rows (x, y) of the same widths. None is for exactly one strength and one prior, where
             there is nothing to choose; errors are then those of the fit rows.
-        strengths, priors, max_rank: as in `solve_span`.
+        strengths, priors: as in `solve_span`.
 
     Raises:
         ValueError: shapes disagree, or no held-out rows to choose by.
@@ -338,7 +341,7 @@ def fit_ridge(
     fit = Moments(maps, device=x.device)
     fit.add(x, {"y": y})
     if held is None:
-        return solve_span(Decomposition(fit, fit), "y", strengths, priors, max_rank)
+        return solve_span(Decomposition(fit, fit), "y", strengths, priors)
     held_out = Moments(maps, device=x.device)
     held_out.add(held[0], {"y": held[1]})
-    return solve_span(Decomposition(fit, held_out), "y", strengths, priors, max_rank)
+    return solve_span(Decomposition(fit, held_out), "y", strengths, priors)

@@ -100,7 +100,7 @@ def sufficiency(
         halves = [Decomposition(part, held) for part in (first, second)]
         for span in group:
             path = screening.path(span, kernel)
-            errors = [solve_span(half, span.stop.name, max_rank=0).held_out_error for half in halves]
+            errors = [solve_span(half, span.stop.name).held_out_error for half in halves]
             found[span] = Sufficiency(
                 screening.recording.count("fit"), path.degrees, sum(errors) / 2, path.held_out_error
             )

@@ -52,7 +52,7 @@ def test_it_is_the_ridge_on_the_rows_to_fit_and_sees_no_others(name, noise):
     layer = build()
     own, bias = weight_of(layer), None if layer.bias is None else layer.bias.detach().clone()
     X, Y, pair = problem(layer, shape, noise)
-    chosen = solve_span(Decomposition(*pair), "y", priors={"zero": None, "own": own}, max_rank=0)
+    chosen = solve_span(Decomposition(*pair), "y", priors={"zero": None, "own": own})
     prior = own if chosen.prior == "own" else torch.zeros_like(own)
     rows = pair[0].count
     weight, wanted = explicit(X[:rows], Y[:rows], chosen.alpha, prior)
@@ -80,7 +80,7 @@ def test_the_slope_is_divided_out():
     X, Y, _ = problem(layer, (5,))
     scaled = moments(X[:30], Y[:30] * slope), moments(X[30:], Y[30:] * slope)
     priors = {"zero": None, "own": own * slope[:, None]}
-    chosen = solve_span(Decomposition(*scaled), "y", priors=priors, max_rank=0)
+    chosen = solve_span(Decomposition(*scaled), "y", priors=priors)
     prior = priors[chosen.prior]
     weight, wanted = explicit(
         X[:30], Y[:30] * slope, chosen.alpha, torch.zeros_like(own) if prior is None else prior

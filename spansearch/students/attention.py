@@ -193,4 +193,4 @@ def _solved(
     if found[0].count < 2 or not found[1].count:
         return None
     priors = {"zero": None} if prior is None else {"zero": None, "prior": prior.double()}
-    return solve_span(Decomposition(*found), "y", priors=priors, max_rank=0)
+    return solve_span(Decomposition(*found), "y", priors=priors)

@@ -74,7 +74,7 @@ class RandomFeatures:
             found.append(moments)
         alone = torch.cat([path.weight, path.weight.new_zeros(path.map.d_out, size)], 1)
         priors = {"zero": None, "linear": alone}
-        fitted = solve_span(Decomposition(*found), "y", priors=priors, max_rank=0)
+        fitted = solve_span(Decomposition(*found), "y", priors=priors)
         return _module(path.map, read, shift, fitted.weight, fitted.bias)
 
 

@@ -60,9 +60,7 @@ class Separable:
         filters, mixing = leading_filters(path, size)
         reading = torch.block_diag(*filters)
         fit, held = (moments.combined(reading, span.stop.name) for moments in path.moments)
-        pointwise = solve_span(
-            Decomposition(fit, held), span.stop.name, priors={"zero": None, "own": mixing}, max_rank=0
-        )
+        pointwise = solve_span(Decomposition(fit, held), span.stop.name, priors={"zero": None, "own": mixing})
         return _module(path.map, filters, pointwise.weight, pointwise.bias)
 
 

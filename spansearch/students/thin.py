@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from spansearch.cost import Cost, parameter_count
-from spansearch.elimination import eliminate
+from spansearch.elimination import Elimination, eliminate
 from spansearch.evidence import Evidence
 from spansearch.layer_moments import Pair, restricted
 from spansearch.layers import is_layer, weight_of
+from spansearch.moments import Moments
 from spansearch.refit import refit
 from spansearch.spans import Hidden, InPlace, Span
 from spansearch.spans.hidden import share
@@ -20,6 +22,9 @@ from spansearch.students.own_layers import fresh, give_bias
 from spansearch.walk import Walk
 
 PENALTY = 1e-4  # of the mean eigenvalue, while features are chosen
+
+Order = Callable[[Moments, Tensor, int], Elimination]
+"""What goes first, from a layer's moments on the fit part, its weight (d_out, d) and the size of a group."""
 
 
 @register("thin")
@@ -61,6 +66,10 @@ class Thin:
             _note(attributes, hidden, count)
         return InPlace({path: fresh(module) for path, module in modules.items()}, attributes)
 
+    def order(self, fit: Moments, weight: Tensor, group: int) -> Elimination:
+        """In which groups of features go; a family that ranks them in another way overrides this."""
+        return backward(fit, weight, group)
+
     @torch.no_grad()
     def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
         assert span.found is not None
@@ -78,28 +87,38 @@ class Thin:
                 aim = evidence.aim(hidden.reader, whole.landings.get(hidden.reader))
                 pair = walk.moments(hidden.reader, aim)
             own = {path: (walk.edited or evidence.opened).get_submodule(path) for path in hidden.paths}
-            made = thinned(hidden, own, count, pair, None if aim is None else aim.slope)
+            made = thinned(hidden, own, count, pair, None if aim is None else aim.slope, self.order)
             walk.edit(made, hidden.attributes(count))
             modules.update(made)
             _note(attributes, hidden, count)
         return InPlace(modules, attributes)
 
 
+def backward(fit: Moments, weight: Tensor, group: int) -> Elimination:
+    """Backward elimination towards what the layer should return; its own ``weight`` plays no part."""
+    alpha = PENALTY * float(fit.gram.diagonal().mean())
+    return eliminate(fit.gram, fit.cross, float(fit.square.sum()), group, alpha)
+
+
 def thinned(
-    hidden: Hidden, own: dict[str, nn.Module], count: int, pair: Pair, slope: Tensor | None = None
+    hidden: Hidden,
+    own: dict[str, nn.Module],
+    count: int,
+    pair: Pair,
+    slope: Tensor | None = None,
+    order: Order = backward,
 ) -> dict[str, nn.Module]:
     """The modules of hidden features with ``count`` groups of them, the layer that reads them solved again.
 
     Args:
         own: path -> module as it is.
         pair: moments of what the layer reads now and of what it should return, times ``slope``.
+        order: which groups go first.
     """
     reader = hidden.reader_of(own)
     assert is_layer(reader)
     fit, held = pair
-    group = len(fit.gram) // hidden.groups
-    alpha = PENALTY * float(fit.gram.diagonal().mean())
-    chosen = eliminate(fit.gram, fit.cross, float(fit.square.sum()), group, alpha)
+    chosen = order(fit, weight_of(reader), len(fit.gram) // hidden.groups)
     kept, columns = chosen.kept(count).cpu(), chosen.columns(count)
     made = hidden.narrowed(own, kept)
     layer = hidden.reader_of(made)

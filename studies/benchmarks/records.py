@@ -15,7 +15,7 @@ import spansearch as ss
 
 Record = dict[str, Any]
 
-KEY = ("kind", "teacher", "seed", "span", "family", "size", "init")
+KEY = ("kind", "teacher", "seed", "span", "family", "size", "init", "budget")
 """The fields that say what was measured; a later line with the same ones takes the earlier one's place."""
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,19 @@ class Setting:
         size: int,
         init: str = "warm",
         evidence: Evidence | None = None,
-        grow: bool = True,
+        steps: int | None = None,
     ) -> Fitted:
-        """A student; the learning rate of one that is fitted by gradient is found by its own range test."""
+        """A student; the learning rate of one that is fitted by gradient is found by its own range test.
+
+        With ``steps`` it takes just so many and does not grow.
+        """
         evidence = evidence or self.bench.evidence
         words = [self.seed, *f"{span.name} {name} {size}".encode()]  # both inits see the same batches
         seed = int(np.random.default_rng(words).integers(2**31))
-        settings = replace(self.search.fit, grow=grow)
+        settings = self.search.fit
+        if steps is not None:
+            tried = min(steps, settings.rate_steps)
+            settings = replace(settings, steps=steps, rate_steps=tried, patience=steps, grow=False)
         rate = partial(find_rate, data=evidence.data(span), settings=settings, seed=seed)
         return fit_student(name, span, size, init, evidence, settings, rate, seed)
 
@@ -143,27 +150,39 @@ def sizes(name: str, span: Span, widths: Sequence[float] = WIDTHS) -> dict[int, 
     return found
 
 
-def student_jobs(
-    setting: Setting, name: str, widths: Sequence[float] = WIDTHS, init: str = "warm", grow: bool = True
-) -> list[Job]:
-    """Students of a family in every span, none that would cost as much as what it replaces.
-
-    Without growing, as both starts take equal steps, their records are of the kind ``start``.
-    """
-    kind = "student" if grow else "start"
+def student_jobs(setting: Setting, name: str, widths: Sequence[float] = WIDTHS) -> list[Job]:
+    """Students of a family in every span, none that would cost as much as what it replaces."""
     jobs = []
     for span in setting.spans:
         for size, width in sizes(name, span, widths).items():
             if refusal(name, span, size) is None:
-                names = setting.names(kind, span=span.name, family=name, size=size, init=init)
-                jobs.append(Job(names, partial(_student, setting, name, span, size, width, init, grow)))
+                names = setting.names("student", span=span.name, family=name, size=size, init="warm")
+                jobs.append(Job(names, partial(_student, setting, name, span, size, width)))
+    return jobs
+
+
+def start_jobs(setting: Setting, name: str, widths: Sequence[float], budgets: Sequence[int]) -> list[Job]:
+    """The same students from a warm and from a scratch start, after equal steps of each number."""
+    jobs = []
+    for warm in student_jobs(setting, name, widths):
+        span, size = next(s for s in setting.spans if s.name == warm.names["span"]), warm.names["size"]
+        width = sizes(name, span, widths)[size]
+        for steps, init in product(budgets, ("warm", "scratch")):
+            names = {**warm.names, "kind": "start", "init": init, "budget": steps}
+            jobs.append(Job(names, partial(_student, setting, name, span, size, width, init, steps)))
     return jobs
 
 
 def _student(
-    setting: Setting, name: str, span: Span, size: int, width: float, init: str, grow: bool
+    setting: Setting,
+    name: str,
+    span: Span,
+    size: int,
+    width: float,
+    init: str = "warm",
+    steps: int | None = None,
 ) -> Record:
-    fitted = setting.fit(name, span, size, init, grow=grow)
+    fitted = setting.fit(name, span, size, init, steps=steps)
     report = fitted.report
     return {
         "width": width if family(name).sized else None,
@@ -172,6 +191,7 @@ def _student(
         **setting.figures(span, setting.spliced(span, fitted.student)),
         "held_out_error": fitted.held_out_error,
         "fit_seconds": round(fitted.seconds, 4),
+        "by_gradient": report and report.by_gradient,
         "rate": report and report.rate,
         "steps": report and report.steps,
     }

@@ -26,8 +26,9 @@ def markdown(results: dict[str, Any]) -> str:
         _answers(answers["best_at_half"], "best_at_half", "<=", "chosen"),
         "## Warm start",
         "Test divergence from a scratch start over that from a warm one: conv on the CNN, mlp on the MLP, "
-        "widths 1/8 and 1/4, equal steps, the rate of each found by the same range test.",
-        _answers(answers["scratch_to_warm"], "scratch_to_warm", ">="),
+        "widths 1/8 and 1/4, equal steps, the rate of each found by the same range test. Both end with their "
+        "last layer solved again in closed form; the last column is the ratio of held-out errors before it.",
+        _starts(answers["scratch_to_warm"]),
         "## Truncated spans",
         "The smallest truncated student against ridge, in spans of one shape at both ends: test divergence.",
         _answers(answers["truncated_to_ridge"], "truncated_to_ridge", "<="),
@@ -35,6 +36,9 @@ def markdown(results: dict[str, Any]) -> str:
         "Closed form; behind it the same architecture, re-initialised and trained by distillation on the "
         "same examples for ten times the seconds, its rate found by a range test.",
         _thin(answers["thin"]),
+        "Test divergence where the features that stay are those of the most energy (variance times the "
+        "squared weights that read them), over that of backward elimination; all else equal.",
+        _elimination(answers["energy_to_elimination"]),
         "## Seconds of a closed form",
         "Solving one student of width 1/2 from recorded activations, nothing shared with other spans, in "
         "passes of the calibration examples through the modules it replaces.",
@@ -87,6 +91,34 @@ def _answers(answers: dict[str, Any], question: str, sign: str, more: str | None
         if more:
             rows[-1].append(", ".join(f"{name} {count}" for name, count in one[more].items()))
     return _table(["teacher", "ratio", "median", "target", "spans", *([more] if more else [])], rows)
+
+
+def _starts(answers: dict[str, Any]) -> str:
+    target = TARGETS["scratch_to_warm"]
+    rows = [
+        [
+            teacher,
+            str(budget),
+            _mean(one),
+            f"{one['median']:.3g}",
+            f">= {target[teacher]:g}" if teacher in target else "-",
+            str(one["spans"]),
+            f"{one['by_gradient']:.3g}",
+        ]
+        for teacher, budgets in answers.items()
+        for budget, one in budgets.items()
+    ]
+    return _table(["teacher", "steps", "ratio", "median", "target", "spans", "before the last solve"], rows)
+
+
+def _elimination(answers: dict[str, Any]) -> str:
+    target = TARGETS["energy_to_elimination"]
+    rows = [
+        [teacher, f"{width:g}", _mean(one), f">= {target[teacher]:g}" if teacher in target else "-"]
+        for teacher, widths in answers.items()
+        for width, one in widths.items()
+    ]
+    return _table(["teacher", "width", "ratio", "target"], rows)
 
 
 def _thin(records: Sequence[dict[str, Any]]) -> str:

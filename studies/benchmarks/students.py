@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the teachers
 import spansearch as ss
 from benchmarks.fit_times import time_jobs
 from benchmarks.records import Records, provenance
-from benchmarks.setting import SMALLEST, WIDTHS, Job, Setting, student_jobs
+from benchmarks.setting import SMALLEST, WIDTHS, Job, Setting, start_jobs, student_jobs
 from benchmarks.student_report import markdown
 from benchmarks.student_summary import LINEAR, SMALL, summarise
 from benchmarks.teachers import TEACHERS, task
 from benchmarks.thin import thin_jobs
-from spansearch.cli.terminal import console, progress_bar
+from spansearch.cli.terminal import progress_bar
 from spansearch.students import families
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "students.json"
@@ -36,28 +36,35 @@ OUT = Path(__file__).resolve().parents[1] / "results" / "students.json"
 WARM_START = {"cnn": "conv", "mlp": "mlp"}
 """Whose warm start is held against a scratch start."""
 
+BUDGETS = (50, 100, 300)
+"""After how many steps."""
+
+SLOW = {"attention": (0.25,)}
+"""Families of which a fit takes a minute and more: only these widths, where no others are asked for."""
+
+KINDS = ("student", "start", "time", "thin", "energy", "distilled")
+
 
 def jobs(setting: Setting, names: Sequence[str], widths: Sequence[float]) -> list[Job]:
     """Everything that is measured on one teacher."""
     every = list(dict.fromkeys([*LINEAR, *names]))  # what others are compared with is always there
     made = []
     for name in every:
-        made += student_jobs(setting, name, (SMALLEST, *widths) if name == "truncated" else widths)
+        some = SLOW.get(name, widths) if tuple(widths) == WIDTHS else widths
+        made += student_jobs(setting, name, (SMALLEST, *widths) if name == "truncated" else some)
     contrast = WARM_START.get(setting.teacher)
     if contrast in every:
-        narrow = [width for width in SMALL if width in widths]
-        for init in ("warm", "scratch"):
-            made += student_jobs(setting, contrast, narrow, init, grow=False)
+        made += start_jobs(setting, contrast, [width for width in SMALL if width in widths], BUDGETS)
     made += time_jobs(setting, every)
     if "thin" in every:
         made += thin_jobs(setting)
     return made
 
 
-def run(setting: Setting, names: Sequence[str], widths: Sequence[float]) -> None:
+def run(setting: Setting, names: Sequence[str], widths: Sequence[float], kinds: Sequence[str]) -> None:
     """Measure what is not known yet."""
     with progress_bar() as bar:
-        todo = jobs(setting, names, widths)
+        todo = [job for job in jobs(setting, names, widths) if job.names["kind"] in kinds]
         shown = bar.add_task(f"{setting.teacher}, seed {setting.seed}", total=len(todo))
         for job in todo:
             record = setting.carry_out(job)
@@ -120,6 +127,15 @@ class Several(click.Option):
 @click.option("--seeds", cls=Several, multiple=True, type=click.IntRange(0), default=(0, 1, 2))
 @click.option("--families", "names", cls=Several, multiple=True, help="Default: every registered family.")
 @click.option(
+    "--only",
+    "kinds",
+    cls=Several,
+    multiple=True,
+    default=KINDS,
+    type=click.Choice(KINDS),
+    help="Measure these; what is known of others stays in the answers.",
+)
+@click.option(
     "--widths", cls=Several, multiple=True, type=click.FloatRange(0, 1, min_open=True), default=WIDTHS
 )
 @click.option("--out", type=click.Path(path_type=Path), default=OUT)
@@ -133,6 +149,7 @@ def main(
     chosen: tuple[str, ...],
     seeds: tuple[int, ...],
     names: tuple[str, ...],
+    kinds: tuple[str, ...],
     widths: tuple[float, ...],
     out: Path,
     cache: Path,
@@ -144,13 +161,11 @@ def main(
         raise click.BadParameter(f"unknown: {', '.join(unknown)}. Known: {', '.join(sorted(families))}")
     torch.set_num_threads(threads)
     records, search = Records(out.with_suffix(".jsonl")), ss.Search(nested=False)
-    if "thin" not in families:
-        console.print("no family 'thin' is registered: its figures are left out")
     for teacher in chosen or TEACHERS:
         for seed in seeds:
             directory = cache / f"{teacher}_seed{seed}"
             setting = Setting(teacher, seed, task(teacher, seed, cache), records, directory, search)
-            run(setting, names or list(families), widths)
+            run(setting, names or list(families), widths, kinds)
             records.add(about(setting))
             write(out, records.all(), search)
     click.echo(out.with_suffix(".md"))

@@ -65,7 +65,7 @@ def test_ridge_of_tokens_is_the_explicit_ridge_on_windows(
     linear = linear_map((length, channels), "tokens", (length, outputs), "tokens", 3, causal)
     moments = Moments({"y": linear})
     moments.add(x, {"y": y})
-    path = solve_span(Decomposition(moments, moments), "y", [strength], {"zero": None}, max_rank=0)
+    path = solve_span(Decomposition(moments, moments), "y", [strength], {"zero": None})
     rows = _windows(x.numpy(), 3, causal)
     explicit = Ridge(alpha=path.alpha, solver="svd").fit(rows, y.reshape(-1, outputs).numpy())
     expected = explicit.predict(rows).reshape(y.shape)
@@ -137,7 +137,7 @@ def test_the_pointwise_layer_of_separable_is_the_explicit_refit(layout):
     linear, data = path.map, at.data
     fit = _conv_features(layout, filters, data.x), linear.targets(data.y.double())
     held = _conv_features(layout, filters, data.x_held), linear.targets(data.y_held.double())
-    explicit = fit_ridge(*fit, held, priors={"zero": None, "own": mixing}, max_rank=0)
+    explicit = fit_ridge(*fit, held, priors={"zero": None, "own": mixing})
     student = _solved("separable", layout, size)
     depthwise, pointwise = [m for m in student.modules() if isinstance(m, nn.Conv2d)]
     torch.testing.assert_close(depthwise.weight.double().flatten(), filters.flatten(), rtol=1e-6, atol=1e-6)

@@ -39,6 +39,7 @@ def invoke(path, *more):
 def quick_search(monkeypatch):
     """The tiny task in place of every teacher, and fits that take milliseconds."""
     real = ss.Search
+    monkeypatch.setattr(students, "BUDGETS", (5, 9))
     monkeypatch.setattr(span_choice, "SHARES", (0.5,))
     monkeypatch.setattr(span_choice, "POSITIONS", (0.0, 1.0))
     monkeypatch.setattr(students, "task", lambda name, seed, cache: tasks.make("mlp", seed))
@@ -60,8 +61,9 @@ def test_the_command_answers_resumes_and_keeps_what_it_knows(tmp_path, quick_sea
     answers = results["answers"]
     assert not answers["failed"]
     assert {row["family"] for row in answers["families"]} == {"identity", "ridge", "lowrank", "mlp"}
-    for question in ("best_at_half", "scratch_to_warm"):
-        one = answers[question]["mlp"]
+    starts = answers["scratch_to_warm"]["mlp"]
+    assert set(starts) == {"5", "9"} and all(one["by_gradient"] > 0 for one in starts.values())
+    for one in (answers["best_at_half"]["mlp"], *starts.values()):
         assert one["low"] <= one["mean"] <= one["high"] and one["seeds"] == 2
     assert answers["times"]["ridge"]["mlp"]["mean"] > 0
     page = (tmp_path / "students.md").read_text()
@@ -158,8 +160,11 @@ def test_the_answers_by_hand():
         student("ridge", None, 2.0, 4.0, 0.6),
         student("lowrank", 0.5, 3.0, 1.0, 0.3),  # worse on validation: not the best linear map
         student("conv", 0.125, 1.0, 2.0, 0.2),
-        student("conv", 0.125, 1.0, 2.0, 0.2, kind="start"),
-        student("conv", 0.125, 5.0, 6.0, 0.2, kind="start", init="scratch"),
+        student("conv", 0.125, 1.0, 2.0, 0.2, kind="start", budget=50, by_gradient=0.2),
+        student("conv", 0.125, 5.0, 6.0, 0.2, kind="start", init="scratch", budget=50, by_gradient=0.5),
+        student("conv", 0.125, 5.0, 6.0, 0.2, kind="start", init="scratch", budget=100, by_gradient=0.1),
+        student("thin", 0.5, 1.0, 0.25, 0.5, kind="thin"),
+        student("thin", 0.5, 1.0, 1.0, 0.5, kind="energy"),
         student("conv", 1.0, 0.1, 0.1, 0.9, size=9),  # better, but too dear
         student("truncated", 0.001, 1.5, 1.0, 0.5),
         student("truncated", 1.0, 1.5, 0.5, 0.7, size=3),
@@ -171,7 +176,10 @@ def test_the_answers_by_hand():
     assert best["mean"] == pytest.approx(math.sqrt((2 / 4) * (1 / 8)))
     assert (best["low"], best["high"]) == pytest.approx((1 / 8, 1 / 2))
     assert best["chosen"] == {"conv": 2}
-    assert answers["scratch_to_warm"]["cnn"]["mean"] == pytest.approx(3)
+    starts = answers["scratch_to_warm"]["cnn"]
+    assert starts[50]["mean"] == pytest.approx(3) and starts[50]["by_gradient"] == pytest.approx(2.5)
+    assert 100 not in starts  # nothing to compare it with
+    assert answers["energy_to_elimination"]["cnn"][0.5]["mean"] == pytest.approx(4)
     assert answers["truncated_to_ridge"]["cnn"]["mean"] == pytest.approx(1 / 4)
     narrow = next(r for r in answers["families"] if (r["family"], r["width"]) == ("conv", 0.125))
     assert narrow["teachers"]["cnn"]["flops_share"] == pytest.approx(0.2)
@@ -206,17 +214,20 @@ def test_a_network_from_a_random_start_learns_and_leaves_the_model(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values(), strict=True))
 
 
-def test_thin_figures_with_a_family_of_the_name(tmp_path, monkeypatch):
+def test_thin_figures(tmp_path, monkeypatch):
     setting = tiny(tmp_path)
-    assert thin.thin_jobs(setting, "nonesuch") == []
     monkeypatch.setattr(thin, "RATES", (1e-2,))
-    records = [setting.carry_out(job) for job in thin.thin_jobs(setting, "lowrank")]
+    monkeypatch.setattr(thin, "LONGER", 1)
+    records = [setting.carry_out(job) for job in thin.thin_jobs(setting)]
     assert not any("failed" in record for record in records)
-    assert {record["kind"] for record in records} == {"thin", "distilled"}
+    assert {record["kind"] for record in records} == {"thin", "energy", "distilled"}
     longest = max((s for s in setting.bench.spans if not s.nested), key=lambda span: span.flops)
     assert {record["span"] for record in records} == {longest.name}
-    answers = summarise(records)["thin"]
-    assert len(answers) == len(records)
+    answers = summarise(records)
+    assert len(answers["thin"]) == 2 * len(thin.WIDTHS)
+    assert set(answers["energy_to_elimination"]["mlp"]) == set(thin.WIDTHS)
+    for one, other in zip(records[0::3], records[1::3], strict=True):
+        assert one["flops_share"] == other["flops_share"] and one["test"] != other["test"]
 
 
 @pytest.mark.parametrize("name", list(known_teachers.TEACHERS))
