@@ -39,11 +39,13 @@ class Ran:
         number: of the batch, from 0.
         held: bool (n,), its examples that are held out from fitting; on the CPU.
         positions: bool (n, T) of the positions that count, on the batch's device, or None where all do.
+        outputs: what each model returned, as the task compares it; None where it did not go on to the end.
     """
 
     number: int
     held: Tensor
     positions: Tensor | None
+    outputs: tuple[Tensor | None, ...] = ()
 
     def part(self, part: Part) -> Tensor:
         """Bool (n,): the examples of a part."""
@@ -92,7 +94,9 @@ class Calibration:
         """
         for number, batch, held in self.batches(track, description):
             positions = self.task.positions(batch)  # first, as a model may work in place
+            outputs: list[Tensor | None] = []
             for model in models:
+                outputs.append(None)
                 with torch.no_grad(), countable(), suppress(ReachedError):
-                    self.task.output(model, cloned(batch), f"calibration batch {number}")
-            yield Ran(number, held, positions)
+                    outputs[-1] = self.task.output(model, cloned(batch), f"calibration batch {number}")
+            yield Ran(number, held, positions, tuple(outputs))

@@ -22,7 +22,7 @@ from spansearch.search import RidgeRule, Search, Space, audited
 from spansearch.spans import Span, splice
 from spansearch.spans.inplace import as_dtype
 from spansearch.store import StudentFiles
-from spansearch.students import Fitted, attends, family, fit_student, refusal, student_cost
+from spansearch.students import Fitted, attends, family, fit_student, refusal, restored, student_cost
 from spansearch.workbench import Workbench
 
 State = Literal["complete", "pruned", "failed"]
@@ -250,11 +250,10 @@ def rebuild(bench: Workbench, files: StudentFiles, recipe: Recipe, entries: Sequ
     students = {}
     for one, entry in zip(recipe, entries, strict=True):
         span = bench.found[one.start, one.stop]
-        student = family(one.family, one.depth).build(span, one.size)
         state = files.load(entry)
         try:
-            student.load_state_dict(state)
-        except RuntimeError as error:
+            student = restored(one.family, span, one.size, one.depth, state)
+        except (KeyError, RuntimeError) as error:
             raise StudyError(f"The stored student does not fit {one}: {error}") from error
         students[span] = as_dtype(student.to(bench.device), span.stop.dtype).eval()
     return splice(bench.teacher, students).eval()

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from spansearch.aim import Aim
-from spansearch.calibration import Calibration, Ran, ReachedError
+from spansearch.calibration import PARTS, Calibration, Part, Ran, ReachedError
 from spansearch.errors import SpanError
 from spansearch.layer_moments import Pair, gathered, watched
 from spansearch.layers import is_layer
-from spansearch.spans import CutPoint, Span, Spans, copy_model, splice
+from spansearch.spans import CutPoint, InPlace, Span, Spans, copy_model, overlap, splice
 from spansearch.spans.approach import Approach, approached
 from spansearch.spans.hidden import put
+from spansearch.spans.inplace import still_read
 from spansearch.spans.slots import Slot
 from spansearch.spans.taps import Tap
 
@@ -48,6 +49,7 @@ class Walk:
         self.calibration, self.teacher, self.found = calibration, teacher, found
         self.edited: nn.Module | None = None
         self.at: CutPoint | None = None
+        self._students: dict[Span, nn.Module] = {}  # those that run from here on
         self._came: dict[str, list[Tensor]] = {}
         self._running: dict[str, nn.Module] = {}  # the models as they run from here on
         # what slots know of sizes, by model and path: asking costs more than a pass
@@ -63,24 +65,62 @@ class Walk:
         if "edited" in self._running:
             put(self._running["edited"], modules, attributes)
 
+    def tried(
+        self, modules: Mapping[str, nn.Module], attributes: Mapping[str, Mapping[str, int]]
+    ) -> Iterator[Ran]:
+        """Batch after batch, what the teacher returns with other modules and numbers behind where it is."""
+        model = copy_model(self.teacher)
+        put(model, modules, attributes)
+        yield from self._run({"tried": self._from_here("teacher", model)})
+
+    def replace(self, span: Span, student: nn.Module) -> None:
+        """Put a student in the place of a span of the edited model, which is not to lie behind."""
+        if isinstance(student, InPlace):
+            self.edit(student.replaced, student.attributes)
+            self._students.update(student.inner)
+        else:
+            self.edit({}, {})
+            self._students[span] = student
+        self._running.pop("edited", None)
+
+    def inputs(self, point: CutPoint) -> dict[Part, Tensor]:
+        """What the edited model has at a cut point, (n, *shape) on the CPU, of the examples of each part."""
+        if self.edited is None:
+            self.edit({}, {})
+        model = self._models()["edited"]
+        tap = Tap(still_read(point, tuple(self._students)))
+        came: dict[Part, list[Tensor]] = {part: [] for part in PARTS}
+        with ExitStack() as stack:
+            stack.callback(tap.attach(model).remove)
+            for ran in self._run({"edited": model}):
+                value = _came_by(tap, point)
+                tap.rewind()
+                for part in PARTS:
+                    came[part].append(value[ran.part(part).to(value.device)].cpu())
+        return {part: torch.cat(values) for part, values in came.items()}
+
     def advance(self, point: CutPoint) -> None:
-        """Go on to a cut point of the whole network; nothing where no span leads there from the first one."""
-        if self.at == point or self._prefix(point) is None:
+        """Go on to a cut point of the whole network; nothing where it lies behind, or no span leads there
+        from the first one."""
+        if self._behind(point) or self._prefix(point) is None:
             return
-        taps = {name: Tap(point) for name in self._names}
+        places = {"teacher": point, "edited": still_read(point, tuple(self._students))}
+        taps = {name: Tap(places[name]) for name in self._names}
         came: dict[str, list[Tensor]] = {name: [] for name in taps}
         models = self._models()
         with ExitStack() as stack:
             for name, tap in taps.items():
                 stack.callback(tap.attach(models[name]).remove)
-                stack.callback(_stop_at(point, models[name]).remove)
+                stack.callback(_stop_at(places[name], models[name]).remove)
             for _ in self._run(models):
                 for name, tap in taps.items():
-                    if tap.value is None:
-                        raise SpanError(f"A calibration batch does not come by cut point {point.name}.")
-                    came[name].append(tap.value)
+                    came[name].append(_came_by(tap, point))
                     tap.rewind()
         self.at, self._came, self._running = point, came, {}
+        passed = self._prefix(point)
+        assert passed is not None
+        left = {span: one for span, one in self._students.items() if not overlap(span, passed)}
+        self._students = left
 
     def moments(self, path: str, aim: Aim | None, target: CutPoint | None = None) -> Pair:
         """Moments of what a layer of the edited model reads and of what it should return.
@@ -144,11 +184,14 @@ class Walk:
 
     def _from_here(self, name: str, model: nn.Module | None) -> nn.Module:
         assert model is not None
+        students = dict(self._students) if name == "edited" else {}
         prefix = self._prefix(self.at) if self.at is not None else None
-        if prefix is None:
+        if prefix is not None:
+            came = self._came[name]
+            students[_of_shape(prefix, came[0])] = _Feed(came)
+        if not students:
             return copy_model(model).eval()
-        came = self._came[name]
-        model = splice(model, {_of_shape(prefix, came[0]): _Feed(came)}).eval()
+        model = splice(model, students).eval()
         for path, module in model.named_modules():
             if isinstance(module, Slot):
                 module.known_sizes = self._sizes.setdefault((name, path), module.known_sizes)
@@ -162,6 +205,11 @@ class Walk:
             yield ran
             for feed in feeds:
                 feed.number = ran.number + 1
+
+    def _behind(self, point: CutPoint) -> bool:
+        """Is it where the models are, or in front of that?"""
+        cuts = self.found.cuts
+        return self.at is not None and point in cuts and cuts.index(point) <= cuts.index(self.at)
 
     def _prefix(self, point: CutPoint) -> Span | None:
         """The span from the first cut point of the whole network to this one; None where there is none."""
@@ -179,6 +227,12 @@ def _of_shape(prefix: Span, came: Tensor) -> Span:
     """The same where features at its stop were let go."""
     shape = (prefix.plan.stop_shape[0], *came.shape[1:])
     return replace(prefix, plan=replace(prefix.plan, stop_shape=shape))
+
+
+def _came_by(tap: Tap, point: CutPoint) -> Tensor:
+    if tap.value is None:
+        raise SpanError(f"A calibration batch does not come by cut point {point.name}.")
+    return tap.value
 
 
 def _stop_at(point: CutPoint, model: nn.Module) -> Any:

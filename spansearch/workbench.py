@@ -203,7 +203,8 @@ class Workbench:
     def evidence(self) -> Evidence:
         """What students are solved from."""
         calibration = Calibration(self.task, self.settings.held_out, self.settings.seed, self.device)
-        return Evidence(self.teacher, self.screening, calibration)
+        kind = self.validation.divergence_kind
+        return Evidence(self.teacher, self.screening, calibration, divergence=kind)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spansearch.cost import cost
+from spansearch.divergence import difference
 from spansearch.errors import DataError, TaskError
-from spansearch.evaluate import Evaluator, difference
+from spansearch.evaluate import Evaluator
 from spansearch.task import Task
 
 

@@ -84,7 +84,7 @@ def along(at: Calibration, teacher: nn.Module, found: Spans) -> int:
     walk, still = Walk(at, teacher, found), Walk(at, teacher, found)
     went = 0
     for hidden in found.hidden:
-        before = found.before(hidden)
+        before = found.before(hidden.ops)
         if before is not None:
             walk.advance(before)
             went += walk.at == before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -222,11 +222,22 @@ class Spans:
         """Name of the nonlinearity that makes a cut point; empty where sums, scales or a layer make it."""
         return operator_of(self._trace, point)
 
-    def before(self, hidden: Hidden) -> CutPoint | None:
-        """The last cut point of the whole network in front of everything that makes hidden features."""
-        position = {vertex: k for k, vertex in enumerate(self._trace.graph.order)}
-        first = min(position[op] for op in hidden.ops if op in position)
-        return next((cut for cut in reversed(self.cuts) if position[cut.vertex] < first), None)
+    def before(self, ops: Collection[int]) -> CutPoint | None:
+        """The last cut point of the whole network in front of some operators, given by their vertices."""
+        first = min(self._position[op] for op in ops if op in self._position)
+        return next((cut for cut in reversed(self.cuts) if self._position[cut.vertex] < first), None)
+
+    def position(self, point: CutPoint) -> int:
+        """Where in the forward pass an activation is made: later ones have higher numbers."""
+        return self.place(point.vertex)
+
+    def place(self, vertex: int) -> int:
+        """The same of an operator, by its vertex; -1 where it does not lead to the output."""
+        return self._position.get(vertex, -1)
+
+    @cached_property
+    def _position(self) -> dict[int, int]:
+        return {vertex: k for k, vertex in enumerate(self._trace.graph.order)}
 
     def inside(self, span: Span) -> tuple[CutPoint, ...]:
         """The cut points of its chain that lie strictly inside a span, in their order."""

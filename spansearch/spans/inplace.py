@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -58,15 +58,30 @@ class InPlace(nn.Module):
 
     def stop_of(self, span: Span) -> CutPoint:
         """The stop of the span it is spliced into, at places that are still there to be read."""
-        gone = frozenset().union(*(inner.plan.vanished for inner in self.spans))
-        places = [p for inner in self.spans if inner.stop == span.stop for p in inner.plan.emit]
-        return replace(span.stop, places=(*places, *span.stop.places)).without(gone)
+        return still_read(span.stop, self.spans)
 
     def forward(self, x: Tensor) -> Tensor:
         raise SpanError(
             "This student is made of layers of the model's own and computes only inside it: put it there "
             "with spansearch.splice(model, {span: student})."
         )
+
+
+def still_read(point: CutPoint, replaced: Collection[Span]) -> CutPoint:
+    """A cut point at the places where it can be read in a model in which students stand for some spans."""
+    gone = frozenset().union(*(span.plan.vanished for span in replaced))
+    places = [place for span in replaced if span.stop == point for place in span.plan.emit]
+    return replace(point, places=(*places, *point.places)).without(gone)
+
+
+def key_in(path: str, replaced: str | None = None) -> str:
+    """What the parameters of a module begin with in a student's state_dict.
+
+    Args:
+        path: of the module in the model.
+        replaced: path of the module that was replaced and holds it, where it is not itself.
+    """
+    return _name(path) if replaced is None else _name(replaced) + path.removeprefix(replaced)
 
 
 def _name(path: str) -> str:

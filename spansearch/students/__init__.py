@@ -22,6 +22,7 @@ from spansearch.students.base import (
     family,
     refusal,
     register,
+    restored,
     student_cost,
 )
 from spansearch.students.fitting import Fitted, Growth, fit_student
@@ -45,6 +46,7 @@ __all__ = [
     "random_features",
     "refusal",
     "register",
+    "restored",
     "ridge",
     "separable",
     "student_cost",

@@ -9,7 +9,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from spansearch.cost import Cost, announce
 from spansearch.errors import FamilyError
@@ -33,6 +33,8 @@ class Family(Protocol):
     * students of several depths: fields ``depth: int = 1`` and ``deepest: int``, and ``grow(span, size,
       student)``, called on the family at depth d + 1: a student of that depth that computes what the given
       one of depth d computes, which is left as it is. ``build`` and ``solve`` follow ``depth``; sizes do not.
+    * students whose shapes ``solve`` finds, within a size: ``restored(span, size, state)``, as ``build`` but
+      with the shapes of a student's state_dict.
     """
 
     gradient: bool
@@ -121,6 +123,19 @@ def attends(name: str) -> bool:
     """Do students of a family read other positions than their own, so that they need masks? A family says so
     by ``attends = True``."""
     return bool(getattr(family(name), "attends", False))
+
+
+def restored(name: str, span: Span, size: int, depth: int, state: Mapping[str, Tensor]) -> nn.Module:
+    """A student with the weights of an earlier one, given by its state_dict.
+
+    Raises:
+        FamilyError: as ``family``. RuntimeError: the weights are not those of such a student.
+    """
+    kind: Any = family(name, depth)
+    shaped = getattr(kind, "restored", None)
+    student: nn.Module = kind.build(span, size) if shaped is None else shaped(span, size, state)
+    student.load_state_dict(state)
+    return student
 
 
 def check_width(width: float) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from spansearch.cost import Cost, parameter_count
-from spansearch.elimination import Elimination, eliminate
+from spansearch.elimination import Elimination
 from spansearch.evidence import Evidence
 from spansearch.layer_moments import Pair, restricted
 from spansearch.layers import is_layer, weight_of
@@ -17,11 +17,10 @@ from spansearch.moments import Moments
 from spansearch.refit import refit
 from spansearch.spans import Hidden, InPlace, Span
 from spansearch.spans.hidden import share
+from spansearch.spans.inplace import key_in
+from spansearch.students.allocation import allocated, backward, missed
 from spansearch.students.base import check_width, register
 from spansearch.students.own_layers import fresh, give_bias
-from spansearch.walk import Walk
-
-PENALTY = 1e-4  # of the mean eigenvalue, while features are chosen
 
 Order = Callable[[Moments, Tensor, int], Elimination]
 """What goes first, from a layer's moments on the fit part, its weight (d_out, d) and the size of a group."""
@@ -35,11 +34,17 @@ class Thin:
     Which ones is decided by group backward elimination on the least-squares problem of the layer that reads
     them; it is then solved again. Layer after layer: each sees what those before it produce by then, and is
     to bring the model to where the teacher is at the next cut point. Width scales the features of every such
-    layer.
+    layer; for the flops of that, each layer keeps as many as the model's output misses most (allocation.py).
+
+    Attributes:
+        even: every layer keeps the same share.
+        counts: groups that stay of each layer, in the order in which they are read, whatever the width.
     """
 
     gradient: bool = False
     sized: bool = True
+    even: bool = False
+    counts: tuple[int, ...] | None = None
 
     def refuses(self, span: Span) -> str | None:
         if not _thinned(span):
@@ -50,21 +55,38 @@ class Thin:
         return max(1, round(check_width(width) * _most(span)))
 
     def cost(self, span: Span, size: int) -> Cost:
-        """Of the span's layers, without what goes; parameters of the layers that changed."""
+        """Of the span's layers, without what goes; parameters of the layers that changed. A student whose
+        layers keep different shares costs no more flops than this."""
         hidden = _thinned(span)
         with torch.device("meta"):
             params = parameter_count(self.build(span, size))
-        return Cost(round(span.flops - share(hidden, _counts(span, size))), params)
+        return Cost(round(span.flops - share(hidden, self._even(span, size))), params)
 
     def build(self, span: Span, size: int) -> nn.Module:
+        """Every layer keeps the same share."""
+        return self._built(span, self._even(span, size))
+
+    def restored(self, span: Span, size: int, state: Mapping[str, Tensor]) -> nn.Module:
+        """With as many features as the weights of a solved student say."""
+        return self._built(span, [_count_in(hidden, state) for hidden in _thinned(span)])
+
+    @staticmethod
+    def _built(span: Span, counts: Sequence[int]) -> nn.Module:
         modules: dict[str, nn.Module] = {}
         attributes: dict[str, dict[str, int]] = {}
-        for hidden, count in zip(_thinned(span), _counts(span, size), strict=True):
+        for hidden, count in zip(_thinned(span), counts, strict=True):
             own = {path: modules.get(path, hidden.modules[path]) for path in hidden.paths}
             modules.update(hidden.narrowed(own, torch.arange(count)))
             give_bias(hidden.reader_of(modules))
             _note(attributes, hidden, count)
         return InPlace({path: fresh(module) for path, module in modules.items()}, attributes)
+
+    def _even(self, span: Span, size: int) -> list[int]:
+        """Groups that stay of each layer, the widest having ``size``."""
+        if self.counts is not None:
+            return list(self.counts)
+        most = _most(span)
+        return [max(1, round(hidden.groups * size / most)) for hidden in _thinned(span)]
 
     def order(self, fit: Moments, weight: Tensor, group: int) -> Elimination:
         """In which groups of features go; a family that ranks them in another way overrides this."""
@@ -74,14 +96,17 @@ class Thin:
     def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
         assert span.found is not None
         whole = span.found.whole
-        walk = Walk(evidence.calibration, evidence.opened, whole)
+        counts = self._even(span, size)
+        if not self.even and self.counts is None and len(counts) > 1:
+            counts = allocated(_thinned(span), missed(_thinned(span), whole, evidence), counts)
+        walk = evidence.walk(whole)
         modules: dict[str, nn.Module] = {}
         attributes: dict[str, dict[str, int]] = {}
-        for hidden, count in zip(_thinned(span), _counts(span, size), strict=True):
+        for hidden, count in zip(_thinned(span), counts, strict=True):
             if walk.edited is None:
                 aim, pair = None, evidence.layer(hidden.reader)
             else:
-                before = whole.before(hidden)
+                before = whole.before(hidden.ops)
                 if before is not None:
                     walk.advance(before)
                 aim = evidence.aim(hidden.reader, whole.landings.get(hidden.reader))
@@ -92,12 +117,6 @@ class Thin:
             modules.update(made)
             _note(attributes, hidden, count)
         return InPlace(modules, attributes)
-
-
-def backward(fit: Moments, weight: Tensor, group: int) -> Elimination:
-    """Backward elimination towards what the layer should return; its own ``weight`` plays no part."""
-    alpha = PENALTY * float(fit.gram.diagonal().mean())
-    return eliminate(fit.gram, fit.cross, float(fit.square.sum()), group, alpha)
 
 
 def thinned(
@@ -137,10 +156,10 @@ def _most(span: Span) -> int:
     return max(hidden.groups for hidden in _thinned(span))
 
 
-def _counts(span: Span, size: int) -> list[int]:
-    """Groups that stay of each layer, the widest having ``size``."""
-    most = _most(span)
-    return [max(1, round(hidden.groups * size / most)) for hidden in _thinned(span)]
+def _count_in(hidden: Hidden, state: Mapping[str, Tensor]) -> int:
+    """Groups that stayed, by the inputs of the layer that reads them."""
+    inputs = state[f"{key_in(hidden.reader, hidden.opened)}.weight"].shape[1]
+    return inputs // hidden.inputs
 
 
 def _note(attributes: dict[str, dict[str, int]], hidden: Hidden, count: int) -> None:

@@ -16,7 +16,6 @@ from spansearch.screen import span_map
 from spansearch.spans import InPlace, Span
 from spansearch.students.base import check_width, register
 from spansearch.students.own_layers import fresh, give_bias
-from spansearch.walk import Walk
 
 WITH_PARAMETERS = ("NativeLayerNorm", "FusedRmsNorm", "Prelu", "PreluKernel")
 
@@ -86,7 +85,7 @@ class Truncated:
             give_bias(layer)
             aim = evidence.aim(path, head.stop)
             if aim is not None:
-                walk = Walk(evidence.calibration, evidence.opened, span.found.whole)
+                walk = evidence.walk(span.found.whole)
                 walk.advance(head.start)
                 refit(layer, walk.moments(path, aim, tail.stop), own, bias, aim.slope)
         return InPlace(modules, inner={tail: nn.Identity()})

@@ -85,7 +85,8 @@ class Setting:
     def fresh(self, span: Span) -> Evidence:
         """The evidence with nothing solved yet, for whoever takes the time of a solution."""
         known = self.bench.evidence
-        return Evidence(known.teacher, Screening(self.bench.recording, (span,), "cpu"), known.calibration)
+        screening = Screening(self.bench.recording, (span,), "cpu")
+        return Evidence(known.teacher, screening, known.calibration, divergence=known.divergence)
 
     def fit(
         self,

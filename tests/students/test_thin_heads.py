@@ -17,6 +17,7 @@ from spansearch.screen import Screening
 from spansearch.spans import InPlace, Span, find_spans, splice
 from spansearch.spans.attention import OpenAttention
 from spansearch.students.base import families
+from spansearch.students.thin import Thin
 from spansearch.task import Task
 
 
@@ -90,7 +91,7 @@ def test_full_width_gives_the_teacher_back(norm_first, batch_first):
 @pytest.mark.parametrize(("norm_first", "batch_first"), CASES)
 def test_half_the_heads_and_units_cost_and_load_as_announced(norm_first, batch_first):
     teacher, evidence, span, batch = _case(norm_first, batch_first)
-    thin = families["thin"]
+    thin = Thin(even=True)
     student = thin.solve(span, 16, evidence)
     small = _spliced(teacher, span, student)
     attention = small.get_submodule("encoder.layers.1.self_attn")

@@ -1,0 +1,118 @@
+"""Several splices in one model, each refitted on what those in front of it produce, healed behind."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from spansearch.evidence import Evidence
+from spansearch.fit import held_out_error
+from spansearch.healing import Healed, heal, healable
+from spansearch.readout import solve_last_layer
+from spansearch.spans import Span, Spans, copy_model, splice
+from spansearch.spans.hidden import put
+from spansearch.spans.inplace import as_dtype
+from spansearch.students import family
+from spansearch.walk import Walk
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A splice of a composition.
+
+    Attributes:
+        span, name, size, depth: whose student, of which family.
+        student: as fitted by itself; families fitted by gradient need one.
+    """
+
+    span: Span
+    name: str
+    size: int
+    depth: int = 1
+    student: nn.Module | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """What takes the place of spans, and the layers between them that were healed.
+
+    Attributes:
+        students: by span.
+        healed: path in the teacher -> the layer that takes its place.
+        steps: what became of every layer that healing looked at.
+    """
+
+    students: Mapping[Span, nn.Module]
+    healed: Mapping[str, nn.Module]
+    steps: Sequence[Healed] = ()
+
+    def model(self, teacher: nn.Module) -> nn.Module:
+        """The spliced and healed copy of the teacher, in eval mode."""
+        if not self.healed:
+            return splice(teacher, self.students).eval()
+        copied = copy_model(teacher)
+        put(copied, self.healed, {})
+        return splice(copied, self.students).eval() if self.students else copied.eval()
+
+
+@torch.no_grad()
+def compose(
+    parts: Iterable[Part], evidence: Evidence, found: Spans, healing: bool = True, every: bool = False
+) -> Composition:
+    """Put splices together, from the input on.
+
+    Each student is solved on what the model with all splices in front of it produces, towards what the
+    teacher has at the end of its span; of one fitted by gradient the last layer is. The first one reads what
+    the teacher produces.
+
+    Args:
+        parts: of disjoint spans.
+        evidence: of the teacher.
+        found: the teacher's spans, at full resolution.
+        healing: correct the untouched layers behind the first splice, in order.
+        every: all of them, not only those that end a block.
+    """
+    parts = sorted(parts, key=lambda part: found.position(part.span.start))
+    replaced = frozenset[int]().union(*(part.span.plan.ops for part in parts))
+    layers = healable(found, every) if healing else []
+    left = [path for path in layers if not found.leaves[path].ops & replaced]
+    walk = Walk(evidence.calibration, evidence.opened, found)
+    students: dict[Span, nn.Module] = {}
+    steps: list[Healed] = []
+    for part in parts:
+        here = found.position(part.span.start)
+        passed = [path for path in left if max(map(found.place, found.leaves[path].ops)) <= here]
+        left = [path for path in left if path not in passed]
+        if walk.edited is not None:
+            steps += heal(walk, evidence, passed)
+        anchor = part.span.anchor if part.span.nested else part.span.start
+        if anchor is not None:
+            walk.advance(anchor)
+        student = _student(part, evidence.behind(walk))
+        students[part.span] = student
+        walk.replace(part.span, student)
+        if not part.span.nested:
+            walk.advance(part.span.stop)
+    steps += heal(walk, evidence, left)
+    assert walk.edited is not None
+    healed = {step.path: walk.edited.get_submodule(step.path) for step in steps if step.kept}
+    return Composition(students, healed, tuple(steps))
+
+
+def _student(part: Part, evidence: Evidence) -> nn.Module:
+    """The student of a part, behind the splices in front of it."""
+    kind = family(part.name, part.depth)
+    first = evidence.through is not None and evidence.through.edited is None
+    if part.student is not None and (first or kind.gradient):
+        student = copy.deepcopy(part.student)
+        if not first:
+            data = evidence.data(part.span)
+            student = student.to(evidence.device, torch.float32)
+            solve_last_layer(student, data, held_out_error(student, data))
+    else:
+        student = kind.solve(part.span, part.size, evidence)
+    return as_dtype(student.to(evidence.device), part.span.stop.dtype).eval()
