@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from spansearch.linear_maps import LinearMap, linear_map
+from spansearch.linear_map_choice import linear_map
+from spansearch.linear_maps import LinearMap
 
 sizes = st.integers(1, 6)
 

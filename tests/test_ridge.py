@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 from spansearch.errors import DataError
-from spansearch.linear_maps import linear_map
+from spansearch.linear_map_choice import linear_map
 from spansearch.moments import Decomposition, Moments
 from spansearch.ridge import fit_ridge, solve_span
 
