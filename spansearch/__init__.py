@@ -17,6 +17,7 @@ from spansearch.spans import CutPoint, Span, Spans, find_spans, splice, verify
 from spansearch.students import Family, families, register
 from spansearch.study import Study
 from spansearch.task import Task
+from spansearch.teacher_cache import cached_teacher
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "StudyError",
     "Task",
     "TaskError",
+    "cached_teacher",
     "cost",
     "families",
     "find_spans",

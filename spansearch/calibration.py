@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from spansearch.batches import Batch, batch_size, cloned
-from spansearch.cost import countable
 from spansearch.errors import SpanSearchError
+from spansearch.flop_tally import countable
 from spansearch.task import Task
 
 Part = Literal["fit", "held_out"]

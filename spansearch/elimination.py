@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spansearch.spans.narrow import of_groups
+
 _FLOAT64 = torch.float64
 
 LARGE = 512
@@ -50,12 +52,7 @@ class Elimination:
 
     def columns(self, count: int) -> Tensor:
         """The features of the groups that stay, (count * group,) int64, rising."""
-        return columns_of(self.kept(count), self.group)
-
-
-def columns_of(groups: Tensor, group: int) -> Tensor:
-    """The features (len(groups) * group,) of groups of neighbouring ones."""
-    return (groups[:, None] * group + torch.arange(group, device=groups.device)).flatten()
+        return of_groups(self.kept(count), self.group)
 
 
 def eliminate(
@@ -100,7 +97,7 @@ def eliminate(
         step = min(at_once or (1 if groups <= LARGE else max(1, number // 256)), number)
         costs = _costs(inverse, weight, group).masked_fill_(gone, float("inf"))
         chosen = costs.topk(step, largest=False).indices
-        columns = columns_of(chosen, group)
+        columns = of_groups(chosen, group)
         taken, block = inverse[:, columns], inverse[columns][:, columns]
         solved = torch.linalg.solve(block, torch.cat([taken.T, weight[columns]], 1))
         size = len(inverse)
@@ -113,7 +110,7 @@ def eliminate(
         weight -= taken @ solved[:, size:]
         inverse[columns, columns] = 1.0  # what is gone is apart from the rest; its blocks stay regular
         if float(gone.sum()) > COMPACT * len(left):  # moving the rest together costs as much as some removals
-            rest = columns_of((~gone).nonzero()[:, 0], group)
+            rest = of_groups((~gone).nonzero()[:, 0], group)
             inverse, weight = inverse[rest][:, rest], weight[rest]
             left, gone = left[~gone], gone[~gone]
     return Elimination(torch.cat(order), torch.tensor(objectives[::-1], dtype=_FLOAT64), group)

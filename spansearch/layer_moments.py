@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spansearch.calibration import PARTS, Calibration, Ran
 from spansearch.layers import Layer, features, is_layer, targets, weight_of
-from spansearch.linear_maps import linear_map
+from spansearch.linear_map_choice import linear_map
 from spansearch.moments import Moments
 
 BLOCK = 64 * 2**20  # bytes of features unfolded at once

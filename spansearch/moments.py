@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from spansearch.errors import DataError
-from spansearch.linear_maps import LinearMap, linear_map
+from spansearch.linear_map_choice import linear_map
+from spansearch.linear_maps import LinearMap
 
 _FLOAT64 = torch.float64
 

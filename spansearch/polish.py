@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from spansearch.batches import Batch, cloned, examples
 from spansearch.calibration import Calibration
-from spansearch.cost import countable
 from spansearch.divergence import Divergence, divergence
 from spansearch.errors import DataError, TaskError
 from spansearch.fit import CLIP, FitSettings, one_cycle
+from spansearch.flop_tally import countable
 from spansearch.spans import InPlace, Span, copy_model, splice
 from spansearch.spans.taps import Tap, tapped
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spansearch.fit import FitData, held_out_error
 from spansearch.layers import Layer, features, is_layer, set_weight, targets, weight_of
-from spansearch.linear_maps import linear_map
+from spansearch.linear_map_choice import linear_map
 from spansearch.moments import Decomposition, Moments
 from spansearch.ridge import solve_span
 from spansearch.skip import Skip

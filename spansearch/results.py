@@ -10,16 +10,13 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from spansearch.batches import Batch, batch_size, cloned, examples, hash_of
-from spansearch.errors import StudyError, pass_on_stop
-from spansearch.evaluate import Evaluator, Measures
-from spansearch.front import bootstrap_interval, hypervolume, non_dominated
+from spansearch.errors import StudyError
+from spansearch.evaluate import Measures
+from spansearch.front import hypervolume, non_dominated
 from spansearch.proposal import Outcome, loss
 from spansearch.recipe import Splice
-from spansearch.workbench import Workbench
 
 MEASURES = ("flops", "params", "score_drop", "divergence", "flops_ratio", "params_ratio")
-GROUP = 8  # examples resampled together: enough groups of a few hundred examples, few enough runs
 StoredTrial = tuple[int, Splice | None, Outcome]
 Load = Callable[[Splice | None, Outcome], nn.Module]
 """Makes a trial's model."""
@@ -164,103 +161,6 @@ def members_of(chosen: Sequence[StoredTrial], scored: Mapping[str, Any], load: L
         for number, splice, outcome in chosen
         if splice is not None and outcome.measures is not None
     )
-
-
-def group_scores(evaluator: Evaluator, model: nn.Module) -> list[float] | None:
-    """A model's score on every group of a few examples; None for a score that only whole splits have."""
-    try:
-        return [evaluator.task.measure(model, [cloned(group)]) for group in _groups(evaluator.batches)]
-    except Exception as error:  # e.g. a correlation: it may say so in any way
-        pass_on_stop(error)
-        return None
-
-
-def score_on_test(
-    evaluator: Evaluator, model: nn.Module, teacher_scores: list[float] | None, seed: int
-) -> dict[str, Any]:
-    """A member's figures on the test split, with a bootstrap interval of the score drop.
-
-    Groups of a few examples are resampled together, teacher and model on the same ones. ``ci95`` is None
-    where the score of the whole split is not the mean over its examples or, with a mask, its positions (a
-    median, an AUC): then groups say nothing about it.
-
-    Args:
-        teacher_scores: the teacher's group_scores.
-    """
-    measures = evaluator.measure(model)
-    interval = _interval(evaluator, model, teacher_scores, measures.score, seed)
-    return {
-        "score": measures.score,
-        "score_drop": measures.score_drop,
-        "ci95": list(interval) if interval else None,
-        "divergence": measures.divergence,
-    }
-
-
-def scores_on_test(
-    bench: Workbench,
-    chosen: Sequence[StoredTrial],
-    known: dict[str, Any],
-    load: Load,
-    seed: int,
-) -> dict[str, Any]:
-    """Figures of the chosen trials on the test split: what is known of it, and what is missing measured.
-
-    The split is read every time: figures on another one are no longer comparable and are taken again.
-
-    Args:
-        known: score_on_test by trial number, ``teacher``: its score, ``data``: a hash of the split.
-
-    Returns:
-        ``known`` itself where nothing had to be measured.
-    """
-    if not chosen:
-        return known
-    missing = [trial for trial in chosen if str(trial[0]) not in known]
-    data = hash_of(bench.test.batches if missing else bench.task.batches("test"))
-    if known.get("data", data) != data:
-        known, missing = {}, list(chosen)
-    if not missing:
-        return known
-    teacher_scores = group_scores(bench.test, bench.teacher)
-    found = {**known, "teacher": bench.test.teacher_score, "data": data}
-    for number, splice, outcome in bench.track(missing, "scoring on test"):
-        found[str(number)] = score_on_test(bench.test, load(splice, outcome), teacher_scores, seed)
-    return found
-
-
-def _interval(
-    evaluator: Evaluator, model: nn.Module, teacher_scores: list[float] | None, score: float, seed: int
-) -> tuple[float, float] | None:
-    own = group_scores(evaluator, model)
-    if own is None or teacher_scores is None:
-        return None
-    drops = [before - after for before, after in zip(teacher_scores, own, strict=True)]
-    for weights in _weights(evaluator):
-        if _is_mean(score, own, weights) and _is_mean(evaluator.teacher_score, teacher_scores, weights):
-            return bootstrap_interval(drops, weights, seed)
-    return None
-
-
-def _weights(evaluator: Evaluator) -> Iterator[list[float]]:
-    """What groups may count with in a score: their examples, or their positions that are not masked out."""
-    groups = list(_groups(evaluator.batches))
-    yield [float(batch_size(group)) for group in groups]
-    masks = [evaluator.task.positions(group) for group in groups]
-    counts = [float(mask.sum()) for mask in masks if mask is not None]
-    if len(counts) == len(groups) and min(counts) > 0:
-        yield counts
-
-
-def _is_mean(score: float, parts: Sequence[float], weights: Sequence[float]) -> bool:
-    mean = sum(value * weight for value, weight in zip(parts, weights, strict=True)) / sum(weights)
-    return abs(mean - score) <= 1e-5 * max(1.0, abs(score))
-
-
-def _groups(batches: Sequence[Batch]) -> Iterator[Batch]:
-    for batch in batches:
-        for first in range(0, batch_size(batch), GROUP):
-            yield examples(batch, slice(first, first + GROUP))
 
 
 def summarise(

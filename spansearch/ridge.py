@@ -11,8 +11,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from spansearch.linear_maps import LinearMap, linear_map
+from spansearch.linear_map_choice import linear_map
+from spansearch.linear_maps import LinearMap
 from spansearch.moments import Decomposition, Moments
+from spansearch.ridge_problem import Problem
 
 STRENGTHS: tuple[float, ...] = tuple(10.0**k for k in range(-8, 2))
 """Relative strengths tried: alpha = strength x the mean eigenvalue of the fit Gram matrix, trace(G) / d."""
@@ -116,19 +118,17 @@ class RidgePath:
 
     @cached_property
     def _ranks(self) -> tuple[Tensor, Tensor]:
-        problem = _problem(self._decomposition, self._stop, "", None)
-        errors, alphas = _rank_errors(self._decomposition, self._stop, problem, self._alphas)
+        errors, alphas = Problem.of(self._decomposition, self._stop).rank_errors(self._alphas)
         return errors / self._held_scale, alphas
 
     @cached_property
-    def _difference(self) -> tuple["_Problem", Tensor, Tensor] | None:
+    def _difference(self) -> tuple[Problem, Tensor, Tensor] | None:
         """Moments of y - x, errors and alphas of its ranks: solved when first asked for, most never are."""
         identity = self.map.identity_weight()
         if identity is None:
             return None
-        dec = self._decomposition
-        problem = _problem(dec, self._stop, "identity", identity)
-        errors, alphas = _rank_errors(dec, self._stop, problem, self._alphas)
+        problem = Problem.of(self._decomposition, self._stop, "identity", identity)
+        errors, alphas = problem.rank_errors(self._alphas)
         return problem, errors / self._held_scale, alphas
 
     @property
@@ -196,8 +196,8 @@ def solve_span(
         identity = linear.identity_weight()
         priors = {"zero": None} if identity is None else {"zero": None, "identity": identity}
     alphas = torch.tensor(grid, dtype=_FLOAT64, device=s.device) * decomposition.scale
-    problems = {name: _problem(decomposition, stop, name, prior) for name, prior in priors.items()}
-    curves = {name: _curve(decomposition, problem, alphas) for name, problem in problems.items()}
+    problems = {name: Problem.of(decomposition, stop, name, prior) for name, prior in priors.items()}
+    curves = {name: problem.errors(alphas) for name, problem in problems.items()}
     if not curves:
         raise ValueError("solve_span: expected at least one prior, got none. Use None for the default ones.")
     held_scale = _scale(decomposition.held_square[columns], held.count, fit.mean_y[columns])
@@ -226,66 +226,6 @@ def solve_span(
         _held_scale=held_scale,
         _decomposition=decomposition,
     )
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Moments of Y - X W0', what is left to fit once the prior W0 is taken off, in the eigenbasis."""
-
-    prior: Tensor | None
-    cross: Tensor  # (d, q) fit
-    held_cross: Tensor  # (d, q) held-out, about the fit means, like held_square
-    fit_square: Tensor
-    held_square: Tensor
-
-
-def _problem(dec: Decomposition, stop: str, name: str, prior: Tensor | None) -> _Problem:
-    columns, linear = dec.fit.columns[stop], dec.fit.maps[stop]
-    cross, held_cross = dec.cross[:, columns], dec.held_cross[:, columns]
-    fit_square, held_square = dec.fit.square[columns].sum(), dec.held_square[columns].sum()
-    if prior is None:
-        return _Problem(None, cross, held_cross, fit_square, held_square)
-    if tuple(prior.shape) != (linear.d_out, linear.d_in):
-        raise ValueError(
-            f"solve_span: expected prior {name!r} of shape {(linear.d_out, linear.d_in)}, got "
-            f"{tuple(prior.shape)}. The weight is shrunk towards it entry by entry; give (d_out, d_in), or "
-            "None for zero."
-        )
-    prior = prior.to(dec.values)
-    P = dec.vectors.T @ prior.T
-    SP, HP = dec.values[:, None] * P, dec.held_gram @ P
-    return _Problem(
-        prior,
-        cross - SP,
-        held_cross - HP,
-        fit_square + (P * (SP - 2 * cross)).sum(),
-        held_square + (P * (HP - 2 * held_cross)).sum(),
-    )
-
-
-def _curve(dec: Decomposition, problem: _Problem, alphas: Tensor) -> Tensor:
-    """Held-out squared error at every alpha (J,), a quadratic form in 1 / (s + alpha)."""
-    D = 1.0 / (dec.values + alphas[:, None])
-    quadratic = (problem.cross @ problem.cross.T) * dec.held_gram
-    linear = (problem.cross * problem.held_cross).sum(1)
-    return (problem.held_square - 2 * D @ linear + ((D @ quadratic) * D).sum(1)).clamp(min=0.0)
-
-
-def _rank_errors(dec: Decomposition, stop: str, problem: _Problem, alphas: Tensor) -> tuple[Tensor, Tensor]:
-    """Lowest held-out squared error, and its alpha, of every rank.
-
-    Over the best full-rank one of the sorted alphas (J,) and its neighbours. The u_k are orthonormal: what
-    each adds, u_k'(W G W')u_k - 2 u_k'(W C)u_k, does not depend on the others.
-    """
-    centre = int(_curve(dec, problem, alphas).argmin())
-    alphas = alphas[max(0, centre - 1) : centre + 2]
-    errors = []
-    for alpha in alphas.tolist():
-        U, Z = dec.low_rank_basis(stop, alpha, problem.cross)
-        gains = (Z * (dec.held_gram @ Z)).sum(0) - 2 * ((problem.held_cross.T @ Z) * U).sum(0)
-        errors.append((problem.held_square + gains.cumsum(0)).clamp(min=0.0))
-    lowest = torch.stack(errors).min(0)
-    return lowest.values, alphas[lowest.indices]
 
 
 def _scale(centred: Tensor, rows: int, mean: Tensor) -> float:

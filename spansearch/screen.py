@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from spansearch.calibration import Part, Track, untracked
-from spansearch.linear_maps import LinearMap, linear_map
+from spansearch.linear_map_choice import linear_map
+from spansearch.linear_maps import LinearMap
 from spansearch.moments import Decomposition, Moments
 from spansearch.record import Recording
 from spansearch.ridge import RidgePath, solve_span

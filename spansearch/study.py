@@ -15,10 +15,11 @@ from torch import nn
 
 from spansearch.calibration import Track, untracked
 from spansearch.errors import StudyError, TaskError, unsaved
+from spansearch.final_scores import scores_on_test
 from spansearch.loop import Loop, OnTrial
 from spansearch.proposal import Outcome, rebuild
 from spansearch.recipe import Splice
-from spansearch.results import Front, StoredTrial, members_of, scores_on_test, select, summarise
+from spansearch.results import Front, StoredTrial, members_of, select, summarise
 from spansearch.search import Search, Space
 from spansearch.spans import Spans
 from spansearch.store import (

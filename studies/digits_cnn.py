@@ -5,13 +5,8 @@ the data and the score, keep the shape. Reading this file trains and loads nothi
 first call (about a minute on two CPU cores) and keeps the weights in the run's directory.
 """
 
-import hashlib
-import inspect
-import logging
-import os
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,16 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 import spansearch as ss
-
-logger = logging.getLogger("spansearch.digits_cnn")
 
 Batch = tuple[Tensor, Tensor]  # images (n, 1, 8, 8) float32 and labels (n,) int64
 
@@ -204,71 +194,15 @@ def training_progress() -> Progress:
 
 def kept(directory: Path, settings: Training) -> DigitsCNN:
     """The network of these settings from `directory`; trained, and written there, if it is not there."""
-    path = directory / f"teacher-{recipe(settings)}.safetensors"
-
-    def make() -> nn.Module:
-        began = time.perf_counter()
-        model = train(settings)
-        seconds, reached = time.perf_counter() - began, accuracy(model, validation(settings.seed))
-        logger.info("trained %s in %.0f s, validation accuracy %.4f", path.name, seconds, reached)
-        return model
-
-    model = untrained(settings)
-    model.load_state_dict(kept_weights(path, make))
-    return model.eval()
+    return ss.cached_teacher(
+        directory, lambda: untrained(settings), lambda: train(settings), made_by(settings)
+    )
 
 
-def recipe(settings: Training) -> str:
-    """A hash of what makes a teacher: its settings and code. Other edits to this file keep the teacher."""
+def made_by(settings: Training) -> list[Any]:
+    """What makes a teacher: its settings and code. Other edits to this file keep the teacher."""
     model = (ResidualBlock.__init__, ResidualBlock.forward, DigitsCNN.__init__, DigitsCNN.forward)
-    code = [inspect.getsource(part) for part in (*model, splits, jittered, untrained, train)]
-    return hashlib.sha256("\n".join([repr(settings), *code]).encode()).hexdigest()[:16]
-
-
-def kept_weights(path: Path, make: Callable[[], nn.Module]) -> dict[str, Tensor]:
-    """The weights in `path`; those of the network that `make` trains, written there, if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # workers that start together wait for one teacher
-        weights = read(path)
-        if weights is None:
-            weights = make().state_dict()
-            write(path, weights)
-    return weights
-
-
-def read(path: Path) -> dict[str, Tensor] | None:
-    """The weights in `path`; None where there are none, or not those that were written."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            whole = (file.metadata() or {}).get("sha256") == checksum(weights)
-    except SafetensorError:
-        whole = False
-    if not whole:
-        logger.warning("%s is damaged: training the teacher again", path)
-        return None
-    return weights
-
-
-def write(path: Path, weights: dict[str, Tensor]) -> None:
-    """Put the weights in `path` all at once: a reader, even after a crash, finds all of them or none."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.write(save(weights, metadata={"sha256": checksum(weights)}))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def checksum(weights: dict[str, Tensor]) -> str:
-    """SHA-256 over names and values, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].numpy().tobytes())
-    return digest.hexdigest()
+    return [settings, *model, splits, jittered, untrained, train]
 
 
 # The task

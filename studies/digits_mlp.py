@@ -1,25 +1,20 @@
 """A plain fully connected network, nine hidden layers of 256, on scikit-learn's 8 x 8 digits.
 
-The data, the splits and the file that keeps the teacher are those of `digits_cnn.py`, which lies beside this
-file; images arrive as vectors of 64 pixels. Training takes some ten seconds on one CPU core.
+The data and the splits are those of `digits_cnn.py`, which lies beside this file; images arrive as
+vectors of 64 pixels. Training takes some ten seconds on one CPU core.
 """
 
-import hashlib
-import inspect
-import logging
-import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spansearch as ss
-from digits_cnn import Batch, accuracy, jittered, kept_weights, splits, training_progress
-
-logger = logging.getLogger("spansearch.digits_mlp")
+from digits_cnn import Batch, accuracy, jittered, splits, training_progress
 
 
 class DigitsMLP(nn.Module):
@@ -92,27 +87,16 @@ def train(settings: Training) -> DigitsMLP:
     return model.eval()
 
 
-def recipe(settings: Training) -> str:
-    """A hash of what makes a teacher: its settings and code."""
-    parts = (DigitsMLP, untrained, train, splits, jittered)
-    code = [inspect.getsource(part) for part in parts]
-    return hashlib.sha256("\n".join([repr(settings), *code]).encode()).hexdigest()[:16]
+def made_by(settings: Training) -> list[Any]:
+    """What makes a teacher: its settings and code."""
+    return [settings, DigitsMLP, untrained, train, splits, jittered]
 
 
 def kept(directory: Path, settings: Training) -> DigitsMLP:
     """The network of these settings from `directory`; trained, and written there, if it is not there."""
-    path = directory / f"teacher-mlp-{recipe(settings)}.safetensors"
-
-    def make() -> nn.Module:
-        began = time.perf_counter()
-        model = train(settings)
-        seconds, reached = time.perf_counter() - began, accuracy(model, batches("validation", settings.seed))
-        logger.info("trained %s in %.0f s, validation accuracy %.4f", path.name, seconds, reached)
-        return model
-
-    model = untrained(settings)
-    model.load_state_dict(kept_weights(path, make))
-    return model.eval()
+    return ss.cached_teacher(
+        directory, lambda: untrained(settings), lambda: train(settings), made_by(settings), "teacher-mlp"
+    )
 
 
 def teacher(directory: Path, seed: int = 0) -> DigitsMLP:

@@ -2,29 +2,24 @@
 
 Six pre-norm transformer layers of width 128 read 128 bytes; the score is the negative number of bits per byte
 on files the model was not trained on. Files are divided by a hash of their name, so that nobody has to
-download or shuffle anything. Training takes a few minutes on one CPU core. The file that keeps the teacher is
-that of `digits_cnn.py`, which lies beside this file.
+download or shuffle anything. Training takes a few minutes on one CPU core.
 """
 
 import hashlib
-import inspect
-import logging
 import math
 import sysconfig
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spansearch as ss
-from digits_cnn import kept_weights, training_progress
-
-logger = logging.getLogger("spansearch.stdlib_gpt")
+from digits_cnn import training_progress
 
 Batch = tuple[Tensor, Tensor]  # bytes (n, t) int64 and the bytes that follow them (n, t)
 
@@ -180,28 +175,17 @@ def train(settings: Training) -> ByteGPT:
     return model.eval()
 
 
-def recipe(settings: Training) -> str:
-    """A hash of what makes a teacher: its settings, its code and the text: every Python has another one."""
-    code = [inspect.getsource(part) for part in (Attention, Block, ByteGPT, corpus, untrained, train)]
-    digest = hashlib.sha256("\n".join([repr(settings), *code]).encode())
-    digest.update(corpus(settings.seed)["train"].numpy())
-    return digest.hexdigest()[:16]
+def made_by(settings: Training) -> list[Any]:
+    """What makes a teacher: its settings, its code and the text: every Python has another one."""
+    code = (Attention, Block, ByteGPT, corpus, untrained, train)
+    return [settings, *code, corpus(settings.seed)["train"]]
 
 
 def kept(directory: Path, settings: Training) -> ByteGPT:
     """The network of these settings from `directory`; trained, and written there, if it is not there."""
-    path = directory / f"teacher-gpt-{recipe(settings)}.safetensors"
-
-    def make() -> nn.Module:
-        began = time.perf_counter()
-        model = train(settings)
-        seconds, bits = time.perf_counter() - began, -score(model, sequences("validation", 64, settings.seed))
-        logger.info("trained %s in %.0f s, %.3f bits per byte on validation", path.name, seconds, bits)
-        return model
-
-    model = untrained(settings)
-    model.load_state_dict(kept_weights(path, make))
-    return model.eval()
+    return ss.cached_teacher(
+        directory, lambda: untrained(settings), lambda: train(settings), made_by(settings), "teacher-gpt"
+    )
 
 
 # The task

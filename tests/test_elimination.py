@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spansearch.elimination import columns_of, eliminate, solve_kept
+from spansearch.elimination import eliminate, solve_kept
+from spansearch.spans.narrow import of_groups
 
 
 def moments(rows: int, features: int, targets: int, seed: int, rank: int | None = None):
@@ -50,7 +51,7 @@ def test_every_step_removes_what_a_refit_misses_least(group, groups, targets, ro
     left = list(range(groups))
 
     def least(some: list[int]) -> float:
-        return objective(x[:, columns_of(torch.tensor(some, dtype=torch.int64), group)], y, alpha)
+        return objective(x[:, of_groups(torch.tensor(some, dtype=torch.int64), group)], y, alpha)
 
     scale = float(y.square().sum())
     for count in range(groups, 0, -1):

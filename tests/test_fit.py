@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spansearch import fit
 from spansearch.errors import DataError, TaskError
 from spansearch.fit import FitData, FitReport, FitSettings, find_rate, fit_by_gradient, held_out_error
-from spansearch.linear_maps import linear_map
+from spansearch.linear_map_choice import linear_map
 from spansearch.ridge import fit_ridge
 
 QUICK = FitSettings(steps=60, batch_size=32, rate_steps=15, check_every=10)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from spansearch.layer_moments import Pair
 from spansearch.layers import features, targets, weight_of
-from spansearch.linear_maps import linear_map
+from spansearch.linear_map_choice import linear_map
 from spansearch.moments import Decomposition, Moments
 from spansearch.refit import refit
 from spansearch.ridge import solve_span

@@ -1,42 +1,22 @@
 """Ridge from moments against explicit fits on the rows: scikit-learn, augmented SVD, plain residuals."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ridge_rows import moments_of, random_rows
 from sklearn.linear_model import Ridge
 
-from spansearch.errors import DataError
-from spansearch.linear_maps import linear_map
-from spansearch.moments import Decomposition, Moments
+from spansearch.linear_map_choice import linear_map
+from spansearch.moments import Decomposition
 from spansearch.ridge import fit_ridge, solve_span
 
 ZERO = {"zero": None}
 
 
-def _rows(seed: int, n: int, d: int, q: int, rank: int | None = None, offset: float = 1.0):
-    """Features of the given rank and noisy linear targets, both off centre; rows as float64."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, d, dtype=torch.float64, generator=g)
-    if rank is not None:
-        mix = torch.randn(rank, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1000))
-        x = x[:, :rank] @ mix
-    weight = torch.randn(q, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1001))
-    y = x @ weight.T + 0.3 * torch.randn(n, q, dtype=torch.float64, generator=g)
-    return x + offset, y - 2 * offset
-
-
 def _relative_error(prediction, y, fit_y):
     return float((prediction - y).square().sum() / (y - fit_y.mean(0)).square().sum())
-
-
-def _moments(maps, x, ys, keep=None, **options):
-    moments = Moments(maps, **options)
-    moments.add(x, ys, keep)
-    return moments
 
 
 @settings(max_examples=60, deadline=None)
@@ -49,8 +29,8 @@ def _moments(maps, x, ys, keep=None, **options):
     strength=st.sampled_from([1e-6, 1e-3, 1.0, 10.0]),
 )
 def test_predictions_agree_with_scikit_learn(seed, n, d, q, rank, strength):
-    x, y = _rows(seed, n, d, q, None if rank is None else min(rank, d))
-    new = _rows(seed + 1, 20, d, q, None if rank is None else min(rank, d))[0]
+    x, y = random_rows(seed, n, d, q, None if rank is None else min(rank, d))
+    new = random_rows(seed + 1, 20, d, q, None if rank is None else min(rank, d))[0]
     path = fit_ridge(x, y, strengths=[strength], priors=ZERO)
     reference = Ridge(alpha=path.alpha, solver="svd").fit(x.numpy(), y.numpy())
     expected = reference.predict(new.numpy()).reshape(20, q)
@@ -58,84 +38,6 @@ def test_predictions_agree_with_scikit_learn(seed, n, d, q, rank, strength):
     assert np.abs(got - expected).max() <= 1e-6 * np.abs(expected).max()
     centred = x - x.mean(0)
     assert path.alpha == pytest.approx(strength * float(centred.square().sum()) / d)
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    seed=st.integers(0, 10**6),
-    cuts=st.lists(st.integers(0, 12), max_size=4),
-    block_bytes=st.sampled_from([1, 700, 5000, 2**26]),
-    offset=st.sampled_from([0.0, 1e4]),
-)
-def test_chunked_moments_are_the_one_shot_moments(seed, cuts, block_bytes, offset):
-    g = torch.Generator().manual_seed(seed)
-    maps = {
-        "a": linear_map((2, 4, 3), "map", (3, 4, 3), "map"),
-        "b": linear_map((2, 4, 3), "map", (1, 4, 3), "map"),
-    }
-    x = torch.randn(12, 2, 4, 3, dtype=torch.float64, generator=g) + offset
-    ys = {
-        s: torch.randn(12, m.d_out, 4, 3, dtype=torch.float64, generator=g) + offset for s, m in maps.items()
-    }
-    moments = Moments(maps, block_bytes=block_bytes)
-    edges = [0, *sorted(cuts), 12]
-    for i, j in pairwise(edges):
-        moments.add(x[i:j], {s: y[i:j] for s, y in ys.items()})
-    X, Y = maps["a"].features(x), torch.cat([maps[s].targets(ys[s]) for s in "ab"], 1)
-    Xc, Yc = X - X.mean(0), Y - Y.mean(0)
-    assert moments.count == 12 * 12 and moments.columns == {"a": slice(0, 3), "b": slice(3, 4)}
-    close = {"rtol": 1e-9, "atol": 1e-9 * max(1.0, offset)}
-    torch.testing.assert_close(moments.mean_x, X.mean(0), **close)
-    torch.testing.assert_close(moments.mean_y, Y.mean(0), **close)
-    # Rounding is relative to the largest variance: with an offset, that of taps that are padding at times.
-    scale = float(Xc.square().sum())
-    torch.testing.assert_close(moments.gram, Xc.T @ Xc, rtol=0, atol=1e-13 * scale)
-    torch.testing.assert_close(moments.cross, Xc.T @ Yc, rtol=0, atol=1e-12 * max(scale, 1.0))
-    torch.testing.assert_close(moments.square, Yc.square().sum(0), rtol=1e-6, atol=0)
-
-
-def test_large_means_cost_no_digits():
-    x, y = _rows(0, 400, 3, 2)
-    far = _moments({"y": linear_map((3,), "vector", (2,), "vector")}, x + 1e6, {"y": y}, block_bytes=480)
-    centred = x - x.mean(0)
-    torch.testing.assert_close(far.gram, centred.T @ centred, rtol=1e-8, atol=1e-6)
-
-
-def test_float32_products_agree_to_single_precision():
-    x, y = _rows(0, 400, 6, 4, offset=100.0)
-    maps = {"y": linear_map((6,), "vector", (4,), "vector")}
-    exact = _moments(maps, x.float(), {"y": y.float()})
-    fast = _moments(maps, x.float(), {"y": y.float()}, dtype=torch.float32)
-    assert fast.gram.dtype == torch.float64 and not torch.equal(fast.gram, exact.gram)
-    torch.testing.assert_close(fast.gram, exact.gram, rtol=0, atol=1e-5 * float(exact.gram.max()))
-    torch.testing.assert_close(fast.cross, exact.cross, rtol=0, atol=1e-5 * float(exact.cross.abs().max()))
-
-
-def test_masked_rows_take_no_part():
-    g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(6, 5, 3, generator=g), torch.randn(6, 5, 2, generator=g)
-    keep = torch.rand(6, 5, generator=g) > 0.4
-    maps = {"y": linear_map((5, 3), "tokens", (5, 2), "tokens", 1)}
-    spoilt_x, spoilt_y = x.clone(), y.clone()
-    spoilt_x[~keep], spoilt_y[~keep] = torch.nan, torch.inf
-    masked = _moments(maps, spoilt_x, {"y": spoilt_y}, keep, block_bytes=2 * 5 * 3 * 8)
-    rows = {"y": linear_map((3,), "vector", (2,), "vector")}
-    expected = _moments(rows, x[keep], {"y": y[keep]})
-    assert masked.count == int(keep.sum())
-    for name in ("mean_x", "mean_y", "gram", "cross", "square"):
-        torch.testing.assert_close(getattr(masked, name), getattr(expected, name))
-
-
-def test_mask_follows_the_bands_of_a_large_map():
-    g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(2, 3, 6, 4, generator=g), torch.randn(2, 2, 6, 4, generator=g)
-    keep = torch.rand(2, 6, 4, generator=g) > 0.5
-    m = linear_map((3, 6, 4), "map", (2, 6, 4), "map")
-    banded = _moments({"y": m}, x, {"y": y}, keep, block_bytes=1)
-    X = m.features(x.double())[keep.reshape(-1)]
-    X = X - X.mean(0)
-    assert banded.count == int(keep.sum())
-    torch.testing.assert_close(banded.gram, X.T @ X)
 
 
 @settings(max_examples=40, deadline=None)
@@ -147,8 +49,8 @@ def test_mask_follows_the_bands_of_a_large_map():
     q=st.integers(1, 8),
 )
 def test_errors_from_moments_are_the_residuals_of_the_rows(seed, n, held_n, d, q):
-    x, y = _rows(seed, n, d, q)
-    held_x, held_y = _rows(seed + 1, held_n, d, q, offset=1.5)  # means that differ from the fit rows'
+    x, y = random_rows(seed, n, d, q)
+    held_x, held_y = random_rows(seed + 1, held_n, d, q, offset=1.5)  # means that differ from the fit rows'
     strengths = [1e-3, 1e-1, 1.0]
     path = fit_ridge(x, y, (held_x, held_y), strengths)
     close = {"rel": 1e-7, "abs": 1e-11}
@@ -187,7 +89,7 @@ def test_errors_from_moments_are_the_residuals_of_the_rows(seed, n, held_n, d, q
 )
 def test_reduced_rank_is_the_truncated_svd_of_the_augmented_fit(seed, n, d, q, strength):
     """Mukherjee and Zhu: sqrt(alpha) I with targets 0 as rows makes ridge least squares; cut by SVD."""
-    x, y = _rows(seed, n, d, q)
+    x, y = random_rows(seed, n, d, q)
     path = fit_ridge(x, y, strengths=[strength], priors=ZERO)
     penalty = path.alpha**0.5 * torch.eye(d, dtype=torch.float64)
     X = torch.cat([x - x.mean(0), penalty])
@@ -206,8 +108,8 @@ def test_reduced_rank_is_the_truncated_svd_of_the_augmented_fit(seed, n, d, q, s
 
 @pytest.mark.parametrize(("d", "q"), [(7, 5), (5, 7)])
 def test_every_rank_takes_its_best_strength_near_the_chosen_one(d, q):
-    x, y = _rows(3, 12, d, q)
-    held = _rows(4, 200, d, q)
+    x, y = random_rows(3, 12, d, q)
+    held = random_rows(4, 200, d, q)
     strengths = [1e-3, 1e-2, 1e-1, 1.0]
     path = fit_ridge(x, y, held, strengths, priors=ZERO)
     paths = [fit_ridge(x, y, held, [a], priors=ZERO) for a in strengths]
@@ -218,7 +120,7 @@ def test_every_rank_takes_its_best_strength_near_the_chosen_one(d, q):
 
 
 def test_targets_of_low_rank_leave_nothing_after_it():
-    x, _ = _rows(0, 50, 6, 1)
+    x, _ = random_rows(0, 50, 6, 1)
     mix = torch.randn(2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     path = fit_ridge(x[:30], x[:30, :2] @ mix, (x[30:], x[30:, :2] @ mix))
     assert float(path.rank_errors[0]) > 1e-3
@@ -240,7 +142,7 @@ def test_identity_prior_wins_where_the_span_is_nearly_the_identity_and_data_is_s
 
 
 def test_a_prior_of_the_callers_is_what_a_huge_strength_returns():
-    x, y = _rows(0, 30, 4, 3)
+    x, y = random_rows(0, 30, 4, 3)
     own = torch.arange(12, dtype=torch.float32).reshape(3, 4)
     path = fit_ridge(x, y, strengths=[1e12], priors={"own": own})
     torch.testing.assert_close(path.weight, own.double(), rtol=0, atol=1e-8)
@@ -249,10 +151,10 @@ def test_a_prior_of_the_callers_is_what_a_huge_strength_returns():
 
 @pytest.mark.parametrize("constant", [0.0, 3.7])
 def test_constant_targets_and_features_have_error_zero_when_predicted(constant):
-    x, _ = _rows(0, 30, 4, 1)
+    x, _ = random_rows(0, 30, 4, 1)
     y = torch.full((30, 4), constant, dtype=torch.float64)
     rounding = (
-        1e-11 * constant * _rows(1, 30, 4, 1)[0]
+        1e-11 * constant * random_rows(1, 30, 4, 1)[0]
     )  # what is left of a constant by the layers that make it
     path = fit_ridge(x[:20], (y + rounding)[:20], (x[20:], (y + rounding)[20:]))
     assert path.held_out_error < 1e-9 and path.fit_error < 1e-9
@@ -274,8 +176,8 @@ def test_one_pass_over_a_map_serves_several_stops_and_the_modules_have_the_error
     with torch.no_grad():
         y = torch.tanh(layer(x))
     ys = {"same": y[:, :3], "wide": y[:, 3:]}
-    fit = _moments(maps, x[:20], {s: v[:20] for s, v in ys.items()})
-    held = _moments(maps, x[20:], {s: v[20:] for s, v in ys.items()})
+    fit = moments_of(maps, x[:20], {s: v[:20] for s, v in ys.items()})
+    held = moments_of(maps, x[20:], {s: v[20:] for s, v in ys.items()})
     decomposition = Decomposition(fit, held)
     for stop, target in ys.items():
         path = solve_span(decomposition, stop)
@@ -292,7 +194,7 @@ def test_one_pass_over_a_map_serves_several_stops_and_the_modules_have_the_error
 
 
 def test_inputs_are_not_modified_and_half_precision_is_read():
-    x, y = _rows(0, 20, 3, 3)
+    x, y = random_rows(0, 20, 3, 3)
     x, y = x.bfloat16(), y.bfloat16()
     before = x.clone(), y.clone()
     path = fit_ridge(x, y, (x, y))
@@ -300,45 +202,9 @@ def test_inputs_are_not_modified_and_half_precision_is_read():
     assert path.weight.dtype == path.bias.dtype == torch.float64
 
 
-@pytest.mark.parametrize("where", ["x", "y"])
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_activations_that_are_not_finite_are_refused_before_they_are_counted(where, bad):
-    x, y = _rows(0, 10, 3, 2)
-    moments = Moments({"y": linear_map((3,), "vector", (2,), "vector")})
-    (x if where == "x" else y)[4, 1] = bad
-    with pytest.raises(DataError, match="start activation" if where == "x" else "'y'"):
-        moments.add(x, {"y": y})
-    assert moments.count == 0 and not moments.gram.any()
-
-
-def test_overflow_in_float32_is_refused():
-    maps = {"y": linear_map((3,), "vector", (2,), "vector")}
-    x, y = _rows(0, 10, 3, 2)
-    moments = _moments(maps, x * 1e25, {"y": y}, dtype=torch.float32)
-    with pytest.raises(DataError, match="float32"):
-        Decomposition(moments, moments)
-
-
 def test_bad_arguments_are_refused():
-    x, y = _rows(0, 10, 3, 2)
-    maps = {"y": linear_map((3,), "vector", (2,), "vector")}
-    moments = _moments(maps, x, {"y": y})
-    with pytest.raises(ValueError, match="share one reading"):
-        Moments({**maps, "z": linear_map((4,), "vector", (2,), "vector")})
-    with pytest.raises(ValueError, match="share one reading"):
-        Moments({})
-    with pytest.raises(ValueError, match="each of the stops"):
-        moments.add(x, {"z": y})
-    with pytest.raises(ValueError, match="expected 10 examples"):
-        moments.add(x, {"y": y[:9]})
-    with pytest.raises(ValueError, match="bool mask of 10 x 1"):
-        moments.add(x, {"y": y}, torch.ones(9, dtype=torch.bool))
-    with pytest.raises(ValueError, match="bool mask"):
-        moments.add(x, {"y": y}, torch.ones(10))
-    with pytest.raises(ValueError, match="10 and 0 rows"):
-        Decomposition(moments, Moments(maps))
-    with pytest.raises(ValueError, match="1 and 10 rows"):
-        Decomposition(_moments(maps, x[:1], {"y": y[:1]}), moments)
+    x, y = random_rows(0, 10, 3, 2)
+    moments = moments_of({"y": linear_map((3,), "vector", (2,), "vector")}, x, {"y": y})
     decomposition = Decomposition(moments, moments)
     with pytest.raises(ValueError, match="one of the stops"):
         solve_span(decomposition, "z")

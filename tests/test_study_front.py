@@ -10,7 +10,7 @@ from study_runs import count, new
 from torch import nn
 
 import spansearch as ss
-from spansearch import proposal, results
+from spansearch import final_scores, proposal
 from spansearch.trials import outcome_of
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -32,7 +32,7 @@ def test_the_test_split_is_read_for_the_front_alone_and_scored_on_only_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
-    runs = count(monkeypatch, results, "score_on_test")
+    runs = count(monkeypatch, final_scores, "score_on_test")
 
     def test_split() -> list[tasks.Batch]:
         reads.append(1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import spansearch as ss
 from spansearch import loop
-from spansearch.linear_maps import linear_map
+from spansearch.linear_map_choice import linear_map
 from spansearch.moments import Decomposition, Moments
 from spansearch.record import Recording
 from spansearch.ridge import solve_span

@@ -14,17 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spansearch.spans.nonlinearities import DISPATCHED
 from spansearch.spans.points import CutPoint
 from spansearch.spans.structure import flatten
 
-NONLINEAR = frozenset(
-    f"aten::{name}{suffix}"
-    for name in (
-        *("relu", "leaky_relu", "_prelu_kernel", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus"),
-        *("hardtanh", "hardswish", "hardsigmoid", "tanh", "sigmoid", "native_layer_norm", "_fused_rms_norm"),
-    )
-    for suffix in ("", "_")
-)
 RECENT = 8  # operators remembered: the cut point is read right behind the one that makes it
 
 
@@ -78,7 +71,7 @@ class _Recent(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = func.overloadpacket._qualified_op_name
-        if name not in NONLINEAR:
+        if name not in DISPATCHED:
             return func(*args, **(kwargs or {}))
         given = args[0].clone() if name.endswith("_") else args[0]
         out = func(*args, **(kwargs or {}))

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spansearch.cost import countable
 from spansearch.errors import pass_on_stop
+from spansearch.flop_tally import countable
 from spansearch.spans.chains import Chain
 from spansearch.spans.copying import copy_model
 from spansearch.spans.graph import Trace

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spansearch.cost import countable
 from spansearch.errors import pass_on_stop
+from spansearch.flop_tally import countable
 from spansearch.spans.masks import BLOCKED, Convention, Reading, SeenMasks
 from spansearch.spans.randomness import fixed_random
 from spansearch.spans.structure import clone_tensors, flatten, unflatten

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spansearch.cost import countable
 from spansearch.errors import pass_on_stop
+from spansearch.flop_tally import countable
 from spansearch.spans.copying import copy_model
 from spansearch.spans.hidden import Hidden, put
 from spansearch.spans.narrow import size_in, size_out

@@ -14,14 +14,9 @@ from spansearch.spans.attention import OpenAttention, openable
 from spansearch.spans.copying import meta_copy
 from spansearch.spans.graph import Call, Trace
 from spansearch.spans.narrow import mixes
+from spansearch.spans.nonlinearities import AUTOGRAD
 from spansearch.spans.points import CutPoint
 
-NONLINEAR = frozenset(
-    (
-        *("Relu", "LeakyRelu", "Prelu", "PreluKernel", "Elu", "Celu", "Gelu", "Silu", "Mish", "Softplus"),
-        *("Hardtanh", "Hardswish", "Hardsigmoid", "Tanh", "Sigmoid", "NativeLayerNorm", "FusedRmsNorm"),
-    )
-)
 LINEAR = (
     *("Add", "Sub", "Mul", "Div", "Neg", "NativeBatchNorm", "CudnnBatchNorm", "View", "UnsafeView", "Alias"),
     *("ReshapeAlias", "Transpose", "Permute", "Clone", "ToCopy", "Unsqueeze", "Squeeze", "Expand", "T"),
@@ -80,7 +75,7 @@ def landing_on(traced: Trace, leaves: Mapping[str, LeafModule], point: CutPoint)
 def operator_of(traced: Trace, point: CutPoint) -> str:
     """Name of the nonlinearity that makes a cut point; empty where sums, scales or a layer make it."""
     before = [v for v in traced.graph.predecessors[point.vertex] if v in traced.operators]
-    names = sorted({_plain(traced.operators[vertex]) for vertex in before} & NONLINEAR)
+    names = sorted({_plain(traced.operators[vertex]) for vertex in before} & AUTOGRAD)
     return names[0] if names else ""
 
 
@@ -94,7 +89,7 @@ def _landing_on(traced: Trace, owner: dict[int, str], point: CutPoint) -> list[s
             found[owner[vertex]] = None
             continue
         name = _plain(traced.operators.get(vertex, ""))
-        if not name or name in LINEAR or (vertex in first and name in NONLINEAR):
+        if not name or name in LINEAR or (vertex in first and name in AUTOGRAD):
             before = [v for v in graph.predecessors[vertex] if v not in seen]
             seen.update(before)
             waiting.extend(before)

@@ -68,9 +68,9 @@ def narrowed(module: M, kept: Tensor, side: int | None) -> M:
     return made
 
 
-def of_groups(kept: Tensor, size: int) -> Tensor:
-    """The features of some groups, ``size`` of them side by side in each."""
-    return (kept[:, None] * size + torch.arange(size, device=kept.device)).flatten()
+def of_groups(groups: Tensor, size: int) -> Tensor:
+    """The features (len(groups) * size,) of some groups, ``size`` of them side by side in each."""
+    return (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
 
 
 def _features(module: nn.Module) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spansearch.cost import FlopTally, countable
 from spansearch.errors import SpanError
+from spansearch.flop_tally import FlopTally, countable
 from spansearch.spans.conventions import MaskWatch
 from spansearch.spans.copying import copy_model
 from spansearch.spans.graph import Activation, Call, Flow, Key, Leaf, Recording, Trace, place_calls

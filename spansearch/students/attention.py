@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spansearch.evidence import Evidence
 from spansearch.fit import FitData, held_out_error
-from spansearch.linear_maps import linear_map
+from spansearch.linear_map_choice import linear_map
 from spansearch.moments import Decomposition, Moments
 from spansearch.ridge import RidgePath, solve_span
 from spansearch.spans import Span

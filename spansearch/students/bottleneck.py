@@ -2,12 +2,81 @@
 
 from __future__ import annotations
 
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
+from spansearch.evidence import Evidence
 from spansearch.linear_maps import LinearMap
 from spansearch.ridge import RidgePath
+from spansearch.screen import span_map
 from spansearch.skip import Skip
+from spansearch.spans import Span
+
+
+@dataclass(frozen=True)
+class Bottleneck(ABC):
+    """A family (base.py) whose students are a layer that reads, units with a slope each, and one that writes.
+
+    Warm start: reduced-rank ridge through slopes of 1. Deeper students have further layers, as wide, behind
+    their last units. Where start and stop have one shape they predict their difference if that suits the
+    linear start better.
+    """
+
+    gradient: bool = True
+    sized: bool = True
+    depth: int = 1
+    deepest: int = 2
+
+    @property
+    @abstractmethod
+    def window(self) -> int:
+        """Kernel of the linear map that students start from."""
+
+    @abstractmethod
+    def _fresh(self, linear: LinearMap, size: int) -> nn.Sequential:
+        """The layers of depth 1 with freshly initialised weights."""
+
+    @abstractmethod
+    def _warm(self, linear: LinearMap, size: int, ridge: RidgePath, difference: bool) -> nn.Sequential:
+        """The same layers that, at slopes of 1, compute the reduced-rank ridge (of y - x)."""
+
+    @abstractmethod
+    def _further(self, linear: LinearMap, size: int) -> tuple[nn.Linear | nn.Conv2d, nn.Module]:
+        """A layer from as many units to as many, and the activation behind it."""
+
+    def build(self, span: Span, size: int) -> nn.Module:
+        linear = span_map(span, self.window)
+        layers = self._fresh(linear, size)
+        for _ in range(1, self.depth):
+            insert(layers, *self._further(linear, size))
+        return joined(linear, layers)
+
+    def scratch(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
+        """As built; of the difference where that suits a linear student of the size."""
+        return predict_difference(self.build(span, size), differs(evidence.ridge(span, self.window), size))
+
+    def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
+        linear, ridge = span_map(span, self.window), evidence.ridge(span, self.window)
+        difference = differs(ridge, size)
+        layers = self._warm(linear, size, ridge, difference)
+        set_slopes(layers[last_activation(layers)], 1.0)
+        student = predict_difference(joined(linear, layers), difference)
+        for _ in range(1, self.depth):
+            student = self.grow(span, size, student)
+        return student
+
+    def grow(self, span: Span, size: int, student: nn.Module) -> nn.Module:
+        """The student with one more layer of units, which passes on what it gets."""
+        deeper = copy.deepcopy(student)
+        layer, activation = self._further(span_map(span, self.window), size)
+        pass_through(layer)
+        set_slopes(activation, 1.0)
+        insert(layers_of(deeper), layer, activation)
+        return deeper.to(next(student.parameters()).device)
 
 
 class LastDimPReLU(nn.Module):
@@ -36,9 +105,8 @@ def warm_factors(path: RidgePath, size: int, difference: bool = False) -> tuple[
     write nothing yet: the map is the same.
     """
     rank = min(size, len(path.rank_errors))
-    down, up, bias = (
-        part.cpu() for part in path.at_rank(rank, difference)
-    )  # random numbers below are the CPU's
+    # On the CPU: the random numbers below are.
+    down, up, bias = (part.cpu() for part in path.at_rank(rank, difference))
     norms = down.norm(dim=1).clamp_min(1e-12).sqrt()
     down, up = down / norms[:, None], up * norms
     if size > rank:
@@ -63,9 +131,15 @@ def set_slopes(activation: nn.Module, value: float) -> None:
 
 
 def last_activation(layers: nn.Sequential) -> int:
-    """Position behind the last activation: where a further layer of units goes."""
-    found = (i for i in reversed(range(len(layers))) if isinstance(layers[i], nn.PReLU | LastDimPReLU))
-    return next(found) + 1
+    """Position of the last activation."""
+    return next(i for i in reversed(range(len(layers))) if isinstance(layers[i], nn.PReLU | LastDimPReLU))
+
+
+def insert(layers: nn.Sequential, layer: nn.Module, activation: nn.Module) -> None:
+    """Put a further layer of units behind the last ones, in place."""
+    place = last_activation(layers) + 1
+    layers.insert(place, layer)
+    layers.insert(place + 1, activation)
 
 
 @torch.no_grad()
@@ -74,9 +148,8 @@ def pass_through(layer: nn.Linear | nn.Conv2d) -> None:
     weight = layer.weight
     weight.zero_()
     taps = weight.view(*weight.shape[:2], -1)
-    taps[:, :, taps.shape[2] // 2] = torch.eye(len(weight)).to(
-        weight
-    )  # odd kernels: the middle tap is the centre
+    centre = taps.shape[2] // 2  # kernels are odd
+    taps[:, :, centre] = torch.eye(len(weight)).to(weight)
     if layer.bias is not None:
         layer.bias.zero_()
 

@@ -1,33 +1,21 @@
 """conv: one to three convolutions with an activation and one without, strided as the span needs."""
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from spansearch.evidence import Evidence
 from spansearch.linear_maps import LinearMap
 from spansearch.ridge import RidgePath
 from spansearch.screen import span_map
 from spansearch.spans import Span
 from spansearch.students.base import check_width, register
-from spansearch.students.bottleneck import (
-    differs,
-    hidden_units,
-    joined,
-    last_activation,
-    layers_of,
-    pass_through,
-    predict_difference,
-    set_slopes,
-    warm_factors,
-)
+from spansearch.students.bottleneck import Bottleneck, hidden_units, warm_factors
 
 
 @register("conv")
 @dataclass(frozen=True)
-class Conv:
+class Conv(Bottleneck):
     """k x k convolution, PReLU with a slope per channel, k x k convolution. Width scales what is between.
 
     Where the span ends in a vector, the last one is an average over cells of the map and a linear layer.
@@ -37,10 +25,11 @@ class Conv:
     """
 
     kernel: int = 3
-    gradient: bool = True
-    sized: bool = True
-    depth: int = 1
     deepest: int = 3
+
+    @property
+    def window(self) -> int:
+        return self.kernel
 
     def refuses(self, span: Span) -> str | None:
         if span.start.layout != "map":
@@ -57,50 +46,16 @@ class Conv:
     def size(self, span: Span, width: float) -> int:
         return hidden_units(check_width(width), span.start.shape[0], span.stop.shape[0])
 
-    def build(self, span: Span, size: int) -> nn.Module:
-        linear = span_map(span, self.kernel)
-        layers = self._layers(linear, size)
-        for _ in range(1, self.depth):
-            self._add_layer(linear, size, layers)
-        return joined(linear, layers)
-
-    def scratch(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
-        """As built; of the difference where that suits a linear student of the size."""
-        return predict_difference(self.build(span, size), differs(evidence.ridge(span, self.kernel), size))
-
-    def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
-        linear, ridge = span_map(span, self.kernel), evidence.ridge(span, self.kernel)
-        difference = differs(ridge, size)
-        student = predict_difference(joined(linear, self._solve(linear, size, ridge, difference)), difference)
-        for _ in range(1, self.depth):
-            student = self.grow(span, size, student)
-        return student
-
-    def grow(self, span: Span, size: int, student: nn.Module) -> nn.Module:
-        """The student with one more convolution, which passes on what it gets."""
-        deeper = copy.deepcopy(student)
-        layer, activation = self._add_layer(span_map(span, self.kernel), size, layers_of(deeper))
-        pass_through(layer)
-        set_slopes(activation, 1.0)
-        return deeper.to(next(student.parameters()).device)
-
-    def _add_layer(self, linear: LinearMap, size: int, student: nn.Sequential) -> tuple[nn.Conv2d, nn.PReLU]:
-        """Put a convolution of as many channels, and its activation, behind the last activation."""
+    def _further(self, linear: LinearMap, size: int) -> tuple[nn.Conv2d, nn.Module]:
         kernel = (self.kernel, self.kernel) if linear.kind == "pooled" else linear.kernel
-        layer = nn.Conv2d(size, size, kernel, padding=(kernel[0] // 2, kernel[1] // 2))
-        activation = nn.PReLU(size)
-        place = last_activation(student)
-        student.insert(place, layer)
-        student.insert(place + 1, activation)
-        return layer, activation
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        return nn.Conv2d(size, size, kernel, padding=padding), nn.PReLU(size)
 
     @torch.no_grad()
-    def _solve(self, linear: LinearMap, size: int, ridge: RidgePath, difference: bool) -> nn.Sequential:
-        """The layers of the reduced-rank ridge; with ``difference`` of that of y - x."""
-        student = self._layers(linear, size)
+    def _warm(self, linear: LinearMap, size: int, ridge: RidgePath, difference: bool) -> nn.Sequential:
+        student = self._fresh(linear, size)
         first = next(m for m in student if isinstance(m, nn.Conv2d))
         last = student[-1] if linear.kind == "map" else next(m for m in student if isinstance(m, nn.Linear))
-        set_slopes(next(m for m in student if isinstance(m, nn.PReLU)), 1.0)
         factors = _by_cells(ridge, size) if linear.grid > 1 else warm_factors(ridge, size, difference)
         down, up, bias = factors
         assert isinstance(last, nn.Conv2d | nn.Linear) and last.bias is not None and first.bias is not None
@@ -116,7 +71,7 @@ class Conv:
         last.weight.copy_(up)
         return student
 
-    def _layers(self, linear: LinearMap, size: int) -> nn.Sequential:
+    def _fresh(self, linear: LinearMap, size: int) -> nn.Sequential:
         channels_in, channels_out = linear.in_shape[0], linear.out_shape[0]
         if linear.kind == "pooled":
             layers = [

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from spansearch.evidence import Evidence
-from spansearch.linear_maps import LinearMap, linear_map
+from spansearch.linear_map_choice import linear_map
+from spansearch.linear_maps import LinearMap
 from spansearch.moments import Decomposition, Moments
 from spansearch.ridge import RidgePath, solve_span
 from spansearch.screen import no_linear_map, span_map

@@ -15,7 +15,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from spansearch.fit import held_out_error
-from spansearch.linear_maps import linear_map
+from spansearch.linear_map_choice import linear_map
 from spansearch.moments import Decomposition, Moments
 from spansearch.ridge import RidgePath, fit_ridge, solve_span
 from spansearch.screen import span_map

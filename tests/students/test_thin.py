@@ -23,7 +23,6 @@ from landing_models import calibration
 import spansearch as ss
 from spansearch.calibration import Calibration
 from spansearch.cost import cost
-from spansearch.elimination import columns_of
 from spansearch.evaluate import Evaluator
 from spansearch.evidence import Evidence
 from spansearch.layer_moments import restricted
@@ -32,6 +31,7 @@ from spansearch.record import record
 from spansearch.refit import refit
 from spansearch.screen import Screening
 from spansearch.spans import InPlace, Span, find_spans, splice
+from spansearch.spans.narrow import of_groups
 from spansearch.students import family
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -96,7 +96,7 @@ def by_energy(at: Known, size: int) -> InPlace:
 def _solved_alone(at: Known, hidden: Any, kept: Tensor) -> dict[str, nn.Module]:
     own = {path: at.teacher.get_submodule(path) for path in hidden.paths}
     fit, held = at.evidence.layer(hidden.reader)
-    made, columns = hidden.narrowed(own, kept), columns_of(kept, len(fit.gram) // hidden.groups)
+    made, columns = hidden.narrowed(own, kept), of_groups(kept, len(fit.gram) // hidden.groups)
     reader, layer = own[hidden.reader], made[hidden.reader]
     assert is_layer(reader) and is_layer(layer)
     pair = restricted(fit, columns), restricted(held, columns)

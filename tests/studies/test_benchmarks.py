@@ -245,10 +245,9 @@ def test_one_step_of_the_mlp(monkeypatch, tmp_path):
     import digits_mlp
 
     settings = digits_mlp.Training(width=16, epochs=1, batch_size=512)
+    monkeypatch.setattr(digits_mlp, "made_by", lambda settings: [settings])  # the train below has no source
     model = digits_mlp.kept(tmp_path, settings)
     assert not torch.equal(model.head.weight, digits_mlp.untrained(settings).head.weight)
-    name = digits_mlp.recipe(settings)
-    monkeypatch.setattr(digits_mlp, "recipe", lambda settings: name)
     monkeypatch.setattr(digits_mlp, "train", None)  # from here on it is only loaded
     assert torch.equal(digits_mlp.kept(tmp_path, settings).head.weight, model.head.weight)
 
@@ -258,7 +257,6 @@ def test_one_step_of_the_transformer(monkeypatch, tmp_path):
 
     some = {part: torch.arange(2000).remainder(97).to(torch.uint8) for part in stdlib_gpt.corpus()}
     monkeypatch.setattr(stdlib_gpt, "corpus", lambda seed=0: some)
-    monkeypatch.setattr(stdlib_gpt, "recipe", lambda settings: "test")  # its source is gone
     settings = stdlib_gpt.Training(width=16, layers=1, heads=2, steps=1, batch_size=2)
     model = stdlib_gpt.kept(tmp_path, settings)
     assert not torch.equal(model.head.weight, stdlib_gpt.untrained(settings).head.weight)

@@ -1,4 +1,4 @@
-"""The digits study: its data, its network and the file that keeps its teacher. No full training here."""
+"""The digits study: its data, its network and what its teacher is kept by. No full training here."""
 
 import dataclasses
 import io
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spansearch.store import read_study
+from spansearch.teacher_cache import fingerprint
 
 FILE = Path(__file__).parents[2] / "studies" / "digits_cnn.py"
 
@@ -169,56 +169,6 @@ def test_a_second_call_loads_and_draws_nothing(study, tiny, tmp_path, trained):
     assert torch.equal(state, torch.get_rng_state())
     assert not second.training
     assert_same(first, second)
-    assert not list(tmp_path.glob("*.partial"))
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def garble(path):
-    path.write_bytes(b"not safetensors at all")
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
-
-
-def replace(path):
-    save_file({name: torch.zeros_like(value) for name, value in load_file(path).items()}, path)
-
-
-@pytest.mark.parametrize("damage", [truncate, empty, garble, flip, replace])
-def test_a_damaged_file_is_not_trusted(study, tiny, tmp_path, trained, caplog, damage):
-    first = study.kept(tmp_path, tiny)
-    (path,) = tmp_path.glob("teacher-*.safetensors")
-    whole = path.read_bytes()
-    damage(path)
-    with caplog.at_level(logging.WARNING):
-        assert_same(first, study.kept(tmp_path, tiny))
-    assert trained == [tiny, tiny]
-    assert "is damaged" in caplog.text
-    assert path.read_bytes() == whole
-
-
-def test_a_crash_while_writing_leaves_nothing_to_trust(study, tiny, tmp_path, trained, monkeypatch):
-    def crash(source, target):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(study.os, "replace", crash)
-        with pytest.raises(KeyboardInterrupt):
-            study.kept(tmp_path, tiny)
-    assert not list(tmp_path.glob("*.safetensors"))
-    study.kept(tmp_path, tiny)
-    assert trained == [tiny, tiny]
-    assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
 def test_every_setting_names_another_file(study):
@@ -236,8 +186,9 @@ def test_every_setting_names_another_file(study):
     default = study.Training()
     assert set(others) == {field.name for field in dataclasses.fields(default)}
     changed = [dataclasses.replace(default, **{name: value}) for name, value in others.items()]
-    assert len({study.recipe(settings) for settings in [default, *changed]}) == len(others) + 1
-    assert study.recipe(default) == load().recipe(load().Training())
+    assert len({fingerprint(study.made_by(settings)) for settings in [default, *changed]}) == len(others) + 1
+    fresh = load()
+    assert fingerprint(study.made_by(default)) == fingerprint(fresh.made_by(fresh.Training()))
 
 
 def test_the_task_keeps_its_teacher_in_the_runs_directory(study, tmp_path, monkeypatch):
