@@ -68,7 +68,7 @@ class Thin:
 
     def restored(self, span: Span, size: int, state: Mapping[str, Tensor]) -> nn.Module:
         """With as many features as the weights of a solved student say."""
-        return self._built(span, [_count_in(hidden, state) for hidden in _thinned(span)])
+        return self._built(span, counts_in(span, state))
 
     @staticmethod
     def _built(span: Span, counts: Sequence[int]) -> nn.Module:
@@ -156,10 +156,10 @@ def _most(span: Span) -> int:
     return max(hidden.groups for hidden in _thinned(span))
 
 
-def _count_in(hidden: Hidden, state: Mapping[str, Tensor]) -> int:
-    """Groups that stayed, by the inputs of the layer that reads them."""
-    inputs = state[f"{key_in(hidden.reader, hidden.opened)}.weight"].shape[1]
-    return inputs // hidden.inputs
+def counts_in(span: Span, state: Mapping[str, Tensor]) -> list[int]:
+    """Groups that stayed of each layer in a student's state_dict, by the inputs of those that read them."""
+    readers = [(f"{key_in(h.reader, h.opened)}.weight", h.inputs) for h in _thinned(span)]
+    return [state[key].shape[1] // inputs for key, inputs in readers]
 
 
 def _note(attributes: dict[str, dict[str, int]], hidden: Hidden, count: int) -> None:

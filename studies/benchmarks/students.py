@@ -42,7 +42,7 @@ BUDGETS = (50, 100, 300)
 SLOW = {"attention": (0.25,)}
 """Families of which a fit takes a minute and more: only these widths, where no others are asked for."""
 
-KINDS = ("student", "start", "time", "thin", "energy", "distilled")
+KINDS = ("student", "start", "time", "thin", "even", "energy", "distilled")
 
 
 def jobs(setting: Setting, names: Sequence[str], widths: Sequence[float]) -> list[Job]:

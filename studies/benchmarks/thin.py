@@ -1,5 +1,5 @@
-"""Thin students of the longest span: by elimination, with features ranked by energy, and the same
-architecture trained from a random start for longer."""
+"""Thin students of the longest span: flops shared out or every layer alike, by elimination or by energy, and
+the same architecture trained from a random start for longer."""
 
 import copy
 import itertools
@@ -21,7 +21,7 @@ from spansearch.elimination import Elimination
 from spansearch.moments import Moments
 from spansearch.spans import Span
 from spansearch.students import family, refusal
-from spansearch.students.thin import Thin
+from spansearch.students.thin import Thin, counts_in
 
 WIDTHS = (0.75, 0.5, 0.25)
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -35,7 +35,8 @@ RANGE_TEST = 0.05
 def thin_jobs(setting: Setting, name: str = "thin") -> list[Job]:
     """The longest top-level span that the family takes, thinned; then each such network from scratch.
 
-    Empty where it refuses every span. Records of the kind ``energy`` are those of features ranked by energy.
+    Empty where it refuses every span. Records of the kind ``even`` are those where every layer keeps the same
+    share, of the kind ``energy`` those where these are the features of most energy.
     """
     spans = sorted((s for s in setting.bench.spans if not s.nested), key=lambda s: (-s.flops, s.name))
     legal = (s for s in spans if family(name).refuses(s) is None and setting.bench.refusal(s) is None)
@@ -46,10 +47,13 @@ def thin_jobs(setting: Setting, name: str = "thin") -> list[Job]:
         if refusal(name, span, size) is None:
             asked = {"span": span.name, "family": name, "size": size}
             thinned = Job(setting.names("thin", **asked), partial(_thinned, setting, name, span, size, width))
-            scratch = partial(_from_scratch, setting, thinned, span, size, width)
-            ranked = partial(_by_energy, setting, span, size, width)
-            jobs += [thinned, Job(setting.names("energy", **asked), ranked)]
-            jobs.append(Job(setting.names("distilled", **asked), scratch))
+            others = {
+                "even": partial(_evenly, setting, Thin(even=True), span, size, width),
+                "energy": partial(_evenly, setting, ByEnergy(even=True), span, size, width),
+                "distilled": partial(_from_scratch, setting, thinned, span, size, width),
+            }
+            made = [Job(setting.names(kind, **asked), measure) for kind, measure in others.items()]
+            jobs += [thinned, *made]
     return jobs
 
 
@@ -59,6 +63,7 @@ def _thinned(setting: Setting, name: str, span: Span, size: int, width: float) -
         "width": width,
         **setting.figures(span, setting.spliced(span, fitted.student)),
         "fit_seconds": fitted.seconds,
+        "counts": counts_in(span, fitted.student.state_dict()),
     }
 
 
@@ -74,15 +79,16 @@ class ByEnergy(Thin):
         return Elimination(order, unknown, group)
 
 
-def _by_energy(setting: Setting, span: Span, size: int, width: float) -> Record:
-    student = ByEnergy().solve(span, size, setting.bench.evidence)
+def _evenly(setting: Setting, thin: Thin, span: Span, size: int, width: float) -> Record:
+    student = thin.solve(span, size, setting.bench.evidence)
     return {"width": width, **setting.figures(span, setting.spliced(span, student))}
 
 
 def _from_scratch(setting: Setting, thinned: Job, span: Span, size: int, width: float) -> Record:
     """Architecture and flops of a thinned model, none of its weights."""
-    took = setting.carry_out(thinned)["fit_seconds"]
-    student = family(thinned.names["family"]).build(span, size)
+    known = setting.carry_out(thinned)
+    took = known["fit_seconds"]
+    student = Thin(counts=tuple(known["counts"])).build(span, size)
     model, rate, steps = from_random_start(setting, setting.spliced(span, student), LONGER * took)
     return {
         "width": width,

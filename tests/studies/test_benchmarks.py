@@ -163,7 +163,8 @@ def test_the_answers_by_hand():
         student("conv", 0.125, 1.0, 2.0, 0.2, kind="start", budget=50, by_gradient=0.2),
         student("conv", 0.125, 5.0, 6.0, 0.2, kind="start", init="scratch", budget=50, by_gradient=0.5),
         student("conv", 0.125, 5.0, 6.0, 0.2, kind="start", init="scratch", budget=100, by_gradient=0.1),
-        student("thin", 0.5, 1.0, 0.25, 0.5, kind="thin"),
+        student("thin", 0.5, 1.0, 0.25, 0.5, kind="even"),
+        student("thin", 0.5, 1.0, 0.125, 0.5, kind="thin"),
         student("thin", 0.5, 1.0, 1.0, 0.5, kind="energy"),
         student("conv", 1.0, 0.1, 0.1, 0.9, size=9),  # better, but too dear
         student("truncated", 0.001, 1.5, 1.0, 0.5),
@@ -180,6 +181,7 @@ def test_the_answers_by_hand():
     assert starts[50]["mean"] == pytest.approx(3) and starts[50]["by_gradient"] == pytest.approx(2.5)
     assert 100 not in starts  # nothing to compare it with
     assert answers["energy_to_elimination"]["cnn"][0.5]["mean"] == pytest.approx(4)
+    assert answers["even_to_thin"]["cnn"][0.5]["mean"] == pytest.approx(2)
     assert answers["truncated_to_ridge"]["cnn"]["mean"] == pytest.approx(1 / 4)
     narrow = next(r for r in answers["families"] if (r["family"], r["width"]) == ("conv", 0.125))
     assert narrow["teachers"]["cnn"]["flops_share"] == pytest.approx(0.2)
@@ -220,13 +222,13 @@ def test_thin_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(thin, "LONGER", 1)
     records = [setting.carry_out(job) for job in thin.thin_jobs(setting)]
     assert not any("failed" in record for record in records)
-    assert {record["kind"] for record in records} == {"thin", "energy", "distilled"}
+    assert {record["kind"] for record in records} == {"thin", "even", "energy", "distilled"}
     longest = max((s for s in setting.bench.spans if not s.nested), key=lambda span: span.flops)
     assert {record["span"] for record in records} == {longest.name}
     answers = summarise(records)
     assert len(answers["thin"]) == 2 * len(thin.WIDTHS)
     assert set(answers["energy_to_elimination"]["mlp"]) == set(thin.WIDTHS)
-    for one, other in zip(records[0::3], records[1::3], strict=True):
+    for one, other in zip(records[1::4], records[2::4], strict=True):
         assert one["flops_share"] == other["flops_share"] and one["test"] != other["test"]
 
 
