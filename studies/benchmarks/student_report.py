@@ -37,8 +37,8 @@ def markdown(results: dict[str, Any]) -> str:
         "same examples for ten times the seconds, its rate found by a range test. The targets of the CNN at "
         "75, 50 and 25% of the flops are 0.0005, 0.002 and 0.015.",
         _thin(answers["thin"]),
-        "The same flops with every layer keeping the same share of its features: test divergence over that of "
-        "the students above.",
+        "The same flops with every layer keeping the same share of its features: test divergence over that "
+        "of the students above.",
         _widths(answers["even_to_thin"], "even_to_thin"),
         "Of those, where the features that stay are the ones of most energy (variance times the squared "
         "weights that read them), over backward elimination; all else equal.",
