@@ -25,6 +25,9 @@ from spansearch.spans.resolution import points_apart
 from spansearch.spans.structure import clone_tensors
 from spansearch.spans.trace import trace
 
+EXPOSED = "the task masks out positions, and no attention mask reaches what is replaced"
+POOLED = "tokens become a vector, and students would read positions that the task masks out"
+
 
 @dataclass(frozen=True)
 class Span:
@@ -40,7 +43,10 @@ class Span:
         causal: tokens become as many tokens, and no position depends on later ones.
         alone: students read each position by itself: none depends on others, or others may be masked out.
         masks: attention masks that reach what is replaced; students that attend are given what they say.
-        mask_obstacle: why they cannot be, where a mask is not understood or comes too late; else None.
+        exposed: no mask reaches what is replaced, and students that attend would read positions that may be
+            masked out.
+        mask_obstacle: why students that attend could read what is masked out: ``exposed``, or a mask that is
+            not understood or comes too late; else None.
     """
 
     start: CutPoint
@@ -51,6 +57,7 @@ class Span:
     anchor: CutPoint | None = field(default=None, compare=False, repr=False)
     causal: bool = field(default=False, compare=False)
     alone: bool = field(default=False, compare=False)
+    exposed: bool = field(default=False, compare=False)
     found: Spans | None = field(default=None, compare=False, repr=False)
 
     def __deepcopy__(self, memo: Any) -> Span:
@@ -76,7 +83,7 @@ class Span:
 
     @property
     def mask_obstacle(self) -> str | None:
-        return self.plan.mask_obstacle
+        return self.plan.mask_obstacle or (EXPOSED if self.exposed else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +105,7 @@ class Spans:
 
     Attributes:
         chains: the top-level chain first, then the nested ones; spans are pairs from one chain.
-        rejected: what is no span, each with its reason.
+        rejected: what is no span, each with its reason; what only the task's mask refuses can be had by name.
         flops: of the whole model, for one example.
         notes: what the user should know about the discovery (train mode could not be run, ...).
         uncounted: operators that read a weight matrix but whose flops no formula counts.
@@ -117,7 +124,7 @@ class Spans:
     ) -> None:
         self._known, self._trace, self._readable = known, known.traced, readable
         self.chains = tuple(chains)
-        self.rejected = tuple(rejected)
+        self._rejected = tuple(rejected)
         self.notes = tuple(notes)
         self.flops = round(self._trace.total_flops / self._trace.batch_size)
         self.uncounted = self._trace.uncounted
@@ -144,8 +151,24 @@ class Spans:
     @cached_property
     def spans(self) -> tuple[Span, ...]:
         """Every legal span, top-level ones first. Quadratic in the length of the chains."""
+        return tuple(span for span in self._pairs if not self._pools(span))
+
+    @cached_property
+    def rejected(self) -> tuple[Rejected, ...]:
+        if self._readable is Reach.AROUND:
+            return self._rejected
+        pooled = (span for span in self._pairs if self._pools(span))
+        return *self._rejected, *(Rejected(span.start.name, span.stop.name, POOLED) for span in pooled)
+
+    @cached_property
+    def _pairs(self) -> tuple[Span, ...]:
         found = (self._span(start, stop, chain) for chain in self.chains for start, stop in chain.pairs())
         return tuple(span for span in found if span is not None)
+
+    def _pools(self, span: Span) -> bool:
+        """Do students read all positions of tokens at once, though some may be masked out?"""
+        ends = (span.start.layout, span.stop.layout)
+        return self._readable is not Reach.AROUND and ends == ("tokens", "vector")
 
     def __getitem__(self, ends: tuple[str, str]) -> Span:
         start, stop = (self._point(name, ends) for name in ends)
@@ -187,7 +210,8 @@ class Spans:
 
     def readable(self, reach: Reach) -> Spans:
         """The same where students may read only so far: of a task that masks positions out, whose padding
-        holds anything. Spans that need more are for students that read each position alone."""
+        holds anything. Spans that need more are for students that read each position alone; those from tokens
+        to a vector are rejected."""
         return self._with(self.chains, reach)
 
     def _with(self, chains: Sequence[Chain], readable: Reach | None = None) -> Spans:
@@ -195,7 +219,7 @@ class Spans:
         whole: Spans | None = self.whole
         if reach != self._readable:
             whole = None if self.whole is self else self.whole.readable(reach)
-        return Spans(self._known, chains, self.rejected, self.notes, reach, whole)
+        return Spans(self._known, chains, self._rejected, self.notes, reach, whole)
 
     def numbered(self, point: CutPoint) -> bool:
         """Is the module that a cut point is read at called once, so that its call has one number whatever
@@ -253,7 +277,9 @@ class Spans:
         reach = next((reach for reach in found if reach is not None), Reach.AROUND)
         alone = reach == Reach.ALONE or reach > self._readable
         causal = reach < Reach.AROUND
-        return Span(start, stop, chain.nested, flops, plan, chain.anchor, causal, alone, self)
+        # who attends reads in front of a position even where the span does not
+        exposed = not plan.masks and max(reach, Reach.BEFORE) > self._readable
+        return Span(start, stop, chain.nested, flops, plan, chain.anchor, causal, alone, exposed, self)
 
     @cached_property
     def _points(self) -> dict[int, CutPoint]:
