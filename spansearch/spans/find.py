@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -18,72 +18,14 @@ from spansearch.spans.graph import Trace
 from spansearch.spans.hidden import Hidden
 from spansearch.spans.hidden_search import hidden_features
 from spansearch.spans.landing import LeafModule, landing_on, leaf_modules, operator_of
-from spansearch.spans.masks import Mask
-from spansearch.spans.plan import Plan, make_plan
+from spansearch.spans.plan import make_plan
 from spansearch.spans.points import CutPoint, cut_points
 from spansearch.spans.resolution import points_apart
+from spansearch.spans.span import Span
 from spansearch.spans.structure import clone_tensors
 from spansearch.spans.trace import trace
 
-EXPOSED = "the task masks out positions, and no attention mask reaches what is replaced"
 POOLED = "tokens become a vector, and students would read positions that the task masks out"
-
-
-@dataclass(frozen=True)
-class Span:
-    """What lies between two cut points: everything computed strictly between is used nowhere else.
-
-    Attributes:
-        start, stop: the activation that goes in and the one that comes out.
-        nested: it lies inside a region that other paths go around, e.g. in a residual branch.
-        flops: of what a splice removes, for one example.
-        modules: paths of the module calls that a student replaces.
-        anchor: of a nested span the nearest cut point of the whole network at or in front of its start.
-        found: what it was found with.
-        causal: tokens become as many tokens, and no position depends on later ones.
-        alone: students read each position by itself: none depends on others, or others may be masked out.
-        masks: attention masks that reach what is replaced; students that attend are given what they say.
-        exposed: no mask reaches what is replaced, and students that attend would read positions that may be
-            masked out.
-        mask_obstacle: why students that attend could read what is masked out: ``exposed``, or a mask that is
-            not understood or comes too late; else None.
-    """
-
-    start: CutPoint
-    stop: CutPoint
-    nested: bool
-    flops: int = field(compare=False)
-    plan: Plan = field(compare=False, repr=False)
-    anchor: CutPoint | None = field(default=None, compare=False, repr=False)
-    causal: bool = field(default=False, compare=False)
-    alone: bool = field(default=False, compare=False)
-    exposed: bool = field(default=False, compare=False)
-    found: Spans | None = field(default=None, compare=False, repr=False)
-
-    def __deepcopy__(self, memo: Any) -> Span:
-        return self  # nothing in it changes
-
-    @property
-    def name(self) -> str:
-        return f"{self.start.name} -> {self.stop.name}"
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(call.path for call in self.plan.calls))
-
-    @property
-    def hidden(self) -> tuple[Hidden, ...]:
-        """The hidden features that lie wholly inside, in the order in which they are read."""
-        everything = self.found.hidden if self.found is not None else ()
-        return tuple(hidden for hidden in everything if hidden.ops <= self.plan.ops)
-
-    @property
-    def masks(self) -> tuple[Mask, ...]:
-        return self.plan.masks
-
-    @property
-    def mask_obstacle(self) -> str | None:
-        return self.plan.mask_obstacle or (EXPOSED if self.exposed else None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from spansearch.errors import SpanError
-from spansearch.spans.find import Span
 from spansearch.spans.points import CutPoint
+from spansearch.spans.span import Span
 
 
 class InPlace(nn.Module):

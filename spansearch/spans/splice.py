@@ -11,13 +11,13 @@ from torch import nn
 from spansearch.errors import SpanError
 from spansearch.spans.attention import OpenAttention
 from spansearch.spans.copying import copy_model
-from spansearch.spans.find import Span
 from spansearch.spans.hidden import put
 from spansearch.spans.inplace import InPlace
 from spansearch.spans.masks import takes_mask
 from spansearch.spans.points import Place
 from spansearch.spans.relay import CallCounter, CaptureHook, EmitHook, MaskHook, Relay, ResetHook
 from spansearch.spans.slots import Slot
+from spansearch.spans.span import Span
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from spansearch.cost import countable
 from spansearch.errors import SpanError
 from spansearch.spans.copying import copy_model
-from spansearch.spans.find import Span
 from spansearch.spans.inputs import main_inputs
 from spansearch.spans.randomness import fixed_random
+from spansearch.spans.span import Span
 from spansearch.spans.splice import splice
 from spansearch.spans.structure import clone_tensors, flatten, unflatten
 from spansearch.spans.taps import Tap, tapped
