@@ -12,7 +12,7 @@ from optuna.trial import Trial, TrialState
 
 from spansearch.errors import StudyError, pass_on_stop
 from spansearch.proposal import Outcome, Proposals, Rates, failed
-from spansearch.recipe import Splice
+from spansearch.recipe import Splice, described
 from spansearch.search import SeededSampler, Space, predicted_front
 from spansearch.store import StudentFiles, require_same_teacher
 from spansearch.sufficiency import calibration_examples, sufficiency
@@ -79,8 +79,9 @@ class Loop:
             if on_trial is not None:
                 on_trial(trial.number, splice, outcome)
             if outcome.state == "failed":
-                what = "" if splice is None else f"{splice}: "
-                log.warning("trial %d failed: %s%s", trial.number, what, outcome.details["reason"])
+                # without a splice its family could not be asked for one
+                what = trial.params["family"] if splice is None else described(splice)
+                log.warning("trial %d failed: %s: %s", trial.number, what, outcome.details["reason"])
             failures = streak(failures, outcome)
             if len(failures) >= SAME_FAILURES:
                 raise FailedStudyError(

@@ -36,6 +36,7 @@ class AttentionFamily:
     attends: bool = True
     gradient: bool = True
     sized: bool = True
+    unit: str = "units"
     depth: int = 1
     deepest: int = 3
 

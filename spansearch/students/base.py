@@ -26,8 +26,11 @@ class Family(Protocol):
         gradient: students are fitted by gradient from a warm or a scratch start; else ``solve`` is final.
         sized: students come in sizes, so a width means something.
 
-    Some parts are optional, and looked for where a fit could use them:
+    Some parts are optional, and looked for where they could be used:
 
+    * ``unit``, a word for what sizes count ("units"), where they are printed for people.
+    * ``canonical(span, size)``: a span and a size that stand for the same student in the same model, so that
+      a search tries it once.
     * a start from scratch that depends on what is known: ``scratch(span, size, evidence)``, as ``build`` but
       for buffers that tell variants of one student apart.
     * students of several depths: fields ``depth: int = 1`` and ``deepest: int``, and ``grow(span, size,

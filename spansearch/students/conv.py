@@ -39,6 +39,7 @@ class Conv:
     kernel: int = 3
     gradient: bool = True
     sized: bool = True
+    unit: str = "channels"
     depth: int = 1
     deepest: int = 3
 

@@ -36,6 +36,7 @@ class MLP:
 
     gradient: bool = True
     sized: bool = True
+    unit: str = "units"
     depth: int = 1
     deepest: int = 2
 

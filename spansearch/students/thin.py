@@ -40,6 +40,7 @@ class Thin:
 
     gradient: bool = False
     sized: bool = True
+    unit: str = "widest layer"
 
     def refuses(self, span: Span) -> str | None:
         if not _thinned(span):

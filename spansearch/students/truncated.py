@@ -34,6 +34,7 @@ class Truncated:
 
     gradient: bool = False
     sized: bool = True
+    unit: str = "cut point"
 
     def refuses(self, span: Span) -> str | None:
         if not _sizes(span):
