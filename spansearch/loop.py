@@ -12,10 +12,9 @@ from optuna.trial import Trial, TrialState
 
 from spansearch.errors import StudyError, pass_on_stop
 from spansearch.proposal import Outcome, Proposals, Rates, failed
-from spansearch.recipe import Splice
-from spansearch.search import RefusedError, SeededSampler, Space, predicted_front
+from spansearch.recipe import Splice, described
+from spansearch.search import SeededSampler, Space, predicted_front
 from spansearch.store import StudentFiles, require_same_teacher
-from spansearch.students import refusal
 from spansearch.sufficiency import calibration_examples, sufficiency
 from spansearch.trials import FINISHED, Seen, duplicate, remember, settled, streak, suggest, tell
 from spansearch.workbench import Workbench
@@ -80,8 +79,9 @@ class Loop:
             if on_trial is not None:
                 on_trial(trial.number, splice, outcome)
             if outcome.state == "failed":
-                what = "" if splice is None else f"{splice}: "
-                log.warning("trial %d failed: %s%s", trial.number, what, outcome.details["reason"])
+                # without a splice its family could not be asked for one
+                what = trial.params["family"] if splice is None else described(splice)
+                log.warning("trial %d failed: %s: %s", trial.number, what, outcome.details["reason"])
             failures = streak(failures, outcome)
             if len(failures) >= SAME_FAILURES:
                 raise FailedStudyError(
@@ -98,6 +98,8 @@ class Loop:
             self._rates = len(self.proposals.rates.known)
             self.study.set_user_attr("rates", self.proposals.rates.known)
         tell(self.study, trial, splice, outcome)
+        if splice is not None and outcome.details.get("refused_by_replay"):
+            self.space.refuse(splice.span_name)  # only now: a resumed study knows of finished trials alone
         self._total()
         self.study.set_user_attr("seconds", self.spent)
 
@@ -113,8 +115,6 @@ class Loop:
         params = suggest(trial, self.space)
         try:
             splice = self.space.decode(params)
-        except RefusedError as error:
-            return None, Outcome("pruned", details={"reason": str(error)})
         except Exception as error:  # a user's family
             return None, failed(error)
         if splice in self.seen and settled(self.seen[splice][1]):
@@ -126,14 +126,9 @@ class Loop:
         return outcome.made(splice), outcome
 
     def _is_new(self, params: Mapping[str, Any]) -> bool:
-        """Does a proposal stand for a student that fits its span and was not tried before?"""
+        """Does a proposal stand for a student that was not tried before?"""
         try:
-            splice = self.space.decode(params)
-            return splice not in self.seen and not refusal(
-                splice.family, self.space.span(splice), splice.size
-            )
-        except RefusedError:
-            return False
+            return self.space.decode(params) not in self.seen
         except Exception as error:  # a user's family: the trial will say what is wrong with it
             pass_on_stop(error)
             return True
@@ -176,6 +171,8 @@ class Loop:
             study.set_user_attr("seeds", seeds)
             self._tell_of_data(seeds)
         memory = remember(study)
+        for span_name in memory.refused:
+            self.space.refuse(span_name)
         study.sampler = SeededSampler(
             self.space.distributions,
             study.user_attrs["seeds"],

@@ -1,4 +1,4 @@
-"""One proposal, from a splice to measured figures: refuse, prune, fit, store, splice, measure."""
+"""One proposal, from a splice to measured figures: replay, prune, fit, store, splice, measure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from spansearch.search import RidgeRule, Search, Space, audited
 from spansearch.spans import Span, splice
 from spansearch.spans.inplace import as_dtype
 from spansearch.store import StudentFiles
-from spansearch.students import Fitted, attends, family, fit_student, refusal, restored, student_cost
+from spansearch.students import Fitted, family, fit_student, restored, student_cost
 from spansearch.workbench import Workbench
 
 State = Literal["complete", "pruned", "failed"]
@@ -35,8 +35,8 @@ class Outcome:
     """What became of a proposal.
 
     ``details`` is plain data kept with the trial: seconds, the student's file, the reason, the rule's
-    decision. Of its seconds ``evaluating`` covers replaying the span, splicing and measuring, the linear
-    baseline included.
+    decision, ``refused_by_replay`` where the span was. Of its seconds ``evaluating`` covers replaying the
+    span, splicing and measuring, the linear baseline included.
     """
 
     state: State
@@ -131,14 +131,10 @@ class Proposals:
     def _carry_out(
         self, one: Splice, span: Span, details: dict[str, Any], seconds: dict[str, float]
     ) -> Outcome:
-        reason = refusal(one.family, span, one.size)
-        if reason is None:
-            with _added(seconds, "evaluating"):
-                reason = self.bench.refusal(span)
-        if reason is None and attends(one.family):
-            reason = self.bench.attention_refusal(span)
+        with _added(seconds, "evaluating"):
+            reason = self.bench.refusal(span)
         if reason:
-            return Outcome("pruned", details={**details, "reason": reason})
+            return Outcome("pruned", details={**details, "reason": reason, "refused_by_replay": True})
         details["width"] = self.space.width(one)
         linear = None
         if family(one.family).gradient:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from spansearch.errors import StudyError
+from spansearch.students import families
 
 
 @dataclass(frozen=True, order=True)
@@ -38,10 +39,20 @@ class Splice:
         return f"{self.start} -> {self.stop}"
 
     def __str__(self) -> str:
+        """What students are known by: seeds and checksums follow from it."""
         size = f" {self.size}" if self.size else ""
         depth = f" x{self.depth}" if self.depth > 1 else ""
         init = " from scratch" if self.init == "scratch" else ""
         return f"{self.span_name}: {self.family}{size}{depth}{init}"
+
+
+def described(splice: Splice) -> str:
+    """A splice for people, with what its size counts: ``a -> b: lowrank, rank 8``."""
+    unit = getattr(families.get(splice.family), "unit", "size")
+    size = f", {unit} {splice.size}" if splice.size else ""
+    depth = f", depth {splice.depth}" if splice.depth > 1 else ""
+    init = ", from scratch" if splice.init == "scratch" else ""
+    return f"{splice.span_name}: {splice.family}{size}{depth}{init}"
 
 
 Recipe = tuple[Splice, ...]

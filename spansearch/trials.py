@@ -80,12 +80,14 @@ class Memory:
         known: (flops, divergence) of the models measured.
         linear: divergence of the best linear student by span name.
         seen: what was tried; failed trials may be tried again.
+        refused: names of the spans that did not survive their replay.
     """
 
     rule: RidgeRule = field(default_factory=RidgeRule)
     known: list[tuple[int, float]] = field(default_factory=list)
     linear: dict[str, float] = field(default_factory=dict)
     seen: Seen = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
 
 
 def remember(study: optuna.Study) -> Memory:
@@ -97,6 +99,8 @@ def remember(study: optuna.Study) -> Memory:
             continue
         if outcome.state != "failed":
             memory.seen[splice.asked] = (trial.number, outcome)
+        if outcome.details.get("refused_by_replay"):
+            memory.refused.append(splice.span_name)
         baseline = outcome.details.get("linear_divergence")
         if baseline is not None:
             memory.linear[splice.span_name] = baseline

@@ -19,11 +19,11 @@ from spansearch.evaluate import Evaluator
 from spansearch.evidence import Evidence
 from spansearch.record import Recording, record
 from spansearch.screen import Screening
-from spansearch.spans import Reach, Span, Spans, Verifier, find_spans
+from spansearch.spans import Reach, Rejected, Span, Spans, Verifier, find_spans
 from spansearch.spans.structure import flatten
 from spansearch.task import SPLITS, Task
 
-FORMAT = 2
+FORMAT = 3
 """Of fingerprints: one more whenever equal teachers, data or settings get another one than before."""
 
 
@@ -86,7 +86,8 @@ class Workbench:
 
     @cached_property
     def found(self) -> Spans:
-        """Every legal span of the teacher. Students read no positions that the task masks out."""
+        """Every legal span of the teacher before replay. Students read no positions that the task masks
+        out."""
         args, kwargs = arguments(self.examples[0])
         found = find_spans(self.teacher, *args, **kwargs)
         tokens = any(point.layout == "tokens" for point in found.ordered_points)
@@ -123,7 +124,7 @@ class Workbench:
             reason = self.refusal(span)
             if reason is None:
                 return
-            reasons.append(reason)
+            reasons.append(f"{span.name}: {reason}")
         raise SpanError(
             f"The model has no legal span to replace: all {len(reasons)} were refused by replay. "
             + " ".join(reasons[:3])
@@ -149,26 +150,19 @@ class Workbench:
 
     def refusal(self, span: Span) -> str | None:
         """Why a span does not survive cross-input replay, or None; every span is replayed once."""
-        if span.start.layout == "tokens" and span.stop.layout == "vector" and self.masked:
-            return (
-                f"{span.name}: tokens become a vector, and students would read positions that are masked out"
-            )
         if span not in self._verified:
             try:
                 self._verifier.check(span)
                 self._verified[span] = None
             except SpanError as error:
-                self._verified[span] = str(error)
+                self._verified[span] = str(error).removeprefix(f"{span.name}: ")
         return self._verified[span]
 
-    def attention_refusal(self, span: Span) -> str | None:
-        """Why students that attend would read what the task masks out, or None."""
-        if span.masks or not self.masked or (span.causal and not self.masked_in_front):
-            return None
-        return (
-            f"{span.name}: the task masks out positions, but no attention mask reaches what is replaced, so "
-            "a student that attends would read them"
-        )
+    def replayed(self, spans: Sequence[Span]) -> tuple[list[Span], list[Rejected]]:
+        """Spans that survive their replay, and the others with the reason."""
+        reasons = {span: self.refusal(span) for span in self.track(spans, "replaying spans across inputs")}
+        rejected = [Rejected(s.start.name, s.stop.name, reason) for s, reason in reasons.items() if reason]
+        return [span for span, reason in reasons.items() if reason is None], rejected
 
     @cached_property
     def validation(self) -> Evaluator:

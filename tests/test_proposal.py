@@ -14,6 +14,7 @@ from spansearch.proposal import TIE, Outcome, Proposals, Rates, loss, rebuild
 from spansearch.recipe import Splice
 from spansearch.search import RidgeRule, audited
 from spansearch.store import StudentFiles
+from spansearch.students import refusal
 
 
 def measures(drop: float, divergence: float) -> Measures:
@@ -61,19 +62,13 @@ def test_a_proposal_is_measured_stored_and_rebuilt(
     assert again.details["student"] == outcome.details["student"]
 
 
-def test_what_costs_as_much_as_its_span_is_refused_before_anything_is_built(tmp_path: Path) -> None:
-    proposals = made(tmp_path)
-    one = splice(proposals, "lowrank", 8, span=0)
-    outcome = proposals.carry_out(one)
-    assert outcome.state == "pruned" and "no less than the span's" in outcome.details["reason"]
-    assert outcome.details["seconds"]["fitting"] == 0.0 and not (tmp_path / "students").exists()
-
-
 def test_a_span_that_fails_its_replay_is_refused_with_the_reason(tmp_path: Path, monkeypatch: Any) -> None:
     proposals = made(tmp_path)
     monkeypatch.setattr(proposals.bench, "refusal", lambda span: "bypassed")
     outcome = proposals.carry_out(splice(proposals, "ridge"))
     assert (outcome.state, outcome.details["reason"]) == ("pruned", "bypassed")
+    assert outcome.details["refused_by_replay"] is True and outcome.details["seconds"]["fitting"] == 0.0
+    assert not (tmp_path / "students").exists()
 
 
 def test_the_rule_needs_a_cheaper_better_model_and_an_audit_runs_it_anyway(tmp_path: Path) -> None:
@@ -102,7 +97,7 @@ def test_the_rule_needs_a_cheaper_better_model_and_an_audit_runs_it_anyway(tmp_p
 
 
 def proposals_refuse(proposals: Proposals, one: Splice) -> bool:
-    return proposal.refusal(one.family, proposals.space.span(one), one.size) is not None
+    return refusal(one.family, proposals.space.span(one), one.size) is not None
 
 
 def test_the_rule_learns_from_what_was_fitted_and_the_linear_baseline_is_measured_once(

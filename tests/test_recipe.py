@@ -5,7 +5,7 @@ import json
 import pytest
 
 from spansearch.errors import StudyError
-from spansearch.recipe import Splice, from_json, to_json
+from spansearch.recipe import Splice, described, from_json, to_json
 
 RECIPE = (
     Splice("a", "b", "ridge", 0),
@@ -49,3 +49,14 @@ def test_depth_is_no_part_of_what_is_asked_for_and_old_recipes_have_none():
 def test_what_is_no_recipe_is_refused(data):
     with pytest.raises(StudyError, match="cannot be read"):
         from_json(data)
+
+
+def test_people_are_told_what_sizes_count_and_the_stored_text_stays() -> None:
+    told = {
+        Splice("a", "b", "lowrank", 8): "a -> b: lowrank, rank 8",
+        Splice("a", "b", "ridge", 0): "a -> b: ridge",
+        Splice("a", "b", "conv", 4, "scratch", 2): "a -> b: conv, channels 4, depth 2, from scratch",
+        Splice("a", "b", "of another file", 3): "a -> b: of another file, size 3",
+    }
+    assert [described(splice) for splice in told] == list(told.values())
+    assert str(Splice("a", "b", "conv", 4, "scratch", 2)) == "a -> b: conv 4 x2 from scratch"

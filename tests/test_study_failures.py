@@ -220,3 +220,29 @@ def test_an_interrupt_that_a_library_made_an_error_of_is_still_one(
     assert calls == [6]
     assert new(tmp_path).run(TOTAL) == "done"
     assert table(new(tmp_path)) == table(whole)
+
+
+def test_a_span_refused_by_replay_costs_one_trial_and_a_resumed_study_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = [False]
+    predicted, refusal = loop.predicted_front, loop.Workbench.refusal
+
+    def front(*args: Any) -> Any:
+        planned[0] = True  # what was replayed for the seeds is not known to a process that resumes
+        return predicted(*args)
+
+    def refused(bench: Any, span: ss.Span) -> str | None:
+        return "passed by" if planned[0] and span.start.name == "1" else refusal(bench, span)
+
+    monkeypatch.setattr(loop, "predicted_front", front)
+    monkeypatch.setattr(loop.Workbench, "refusal", refused)
+    straight = new(tmp_path / "a", families=("ridge", "lowrank", "mlp"), seeds=2)
+    assert straight.run(26) == "done"
+    lost = [splice for splice, o in outcomes(straight) if o.details.get("refused_by_replay")]
+    assert lost and len({splice.span_name for splice in lost}) == len(lost)
+    for splice, outcome in outcomes(straight):
+        assert splice is not None and (splice.start != "1" or outcome.details["reason"] == "passed by")
+    for total in (5, 14, 15, 26):
+        new(tmp_path / "b", families=("ridge", "lowrank", "mlp"), seeds=2).run(total)
+    assert table(new(tmp_path / "b", families=("ridge", "lowrank", "mlp"), seeds=2)) == table(straight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import spansearch as ss
 from spansearch.errors import TaskError
 from spansearch.spans import splice
+from spansearch.students import family, misfit
 from spansearch.workbench import Workbench, pick_device
 
 
@@ -27,6 +28,22 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         x = self.down(self.act(self.up(x)))
         return self.head((x * keep[..., None]).sum(1) / keep.sum(1, keepdim=True))
+
+
+class Running(nn.Module):
+    """(n, T, 4) -> (n, 3): every position sums what is in front of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.mix, self.down, self.head = nn.Linear(4, 12), Sums(), nn.Linear(12, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.down(self.mix(self.up(x))).mean(1))
+
+
+class Sums(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(1)
 
 
 def _batches(seed: int = 0) -> list[dict[str, Tensor]]:
@@ -128,30 +145,72 @@ def test_a_loader_that_shuffles_is_noticed_with_one_batch_more(tmp_path, split):
     assert len(given) == 5
 
 
-def test_a_span_from_masked_tokens_to_a_vector_is_refused(tmp_path):
+def test_a_span_from_masked_tokens_to_a_vector_is_rejected_and_so_never_proposed(tmp_path):
     bench = _bench(tmp_path, resolution=0.001)
-    ends = next(s for s in bench.spans if (s.start.layout, s.stop.layout) == ("tokens", "vector"))
-    assert "students would read positions that are masked out" in str(bench.refusal(ends))
     unmasked = _bench(tmp_path, _task(mask=lambda batch: torch.ones_like(batch["keep"])), resolution=0.001)
-    assert unmasked.refusal(unmasked.spans[ends.start.name, ends.stop.name]) is None
+
+    def pooling(spans: Any) -> set[str]:
+        return {s.name for s in spans if (s.start.layout, s.stop.layout) == ("tokens", "vector")}
+
+    names = pooling(unmasked.spans)
+    assert names and unmasked.spans.rejected == unmasked.found.rejected
+    for found in (bench.found, bench.spans):
+        assert not pooling(found)
+        told = {
+            r.name for r in found.rejected if "students would read positions that the task masks" in r.reason
+        }
+        assert told == pooling(unmasked.found if found is bench.found else unmasked.spans)
+    start, stop = sorted(names)[0].split(" -> ")
+    assert bench.spans[start, stop].name in names  # by name it can be had: what a teacher's walk needs
 
 
 def test_students_that_attend_are_refused_where_they_would_read_what_is_masked_out(tmp_path):
-    def refused(positions: Any, **changes: Any) -> str | None:
-        bench = _bench(tmp_path, _task(mask=lambda batch: positions(batch["keep"])), resolution=0.001)
-        span = next(s for s in bench.spans if s.start.layout == s.stop.layout == "tokens")
-        assert not span.masks
-        there = copy.copy(span)
-        for name, value in changes.items():
-            object.__setattr__(there, name, value)
-        return bench.attention_refusal(there)
+    def refused(positions: Any, causal: bool = False) -> str | None:
+        task = _task(mask=lambda batch: positions(batch["keep"]))
+        if causal:
+            task = dataclasses.replace(task, teacher=Running, forward=lambda model, b: model(b["values"]))
+        spans = _bench(tmp_path, task, resolution=0.001).spans
+        span = next(s for s in spans if s.start.layout == s.stop.layout == "tokens")
+        assert not span.masks and (span.causal or not causal)
+        assert span.exposed == (span.mask_obstacle is not None)
+        return misfit("attention", span)
 
     behind = torch.arange(5) < 3
     assert refused(torch.ones_like) is None
-    assert "no attention mask reaches" in refused(lambda keep: keep, causal=False)
-    assert "no attention mask reaches" in refused(behind.expand_as, causal=False)
+    assert "no attention mask reaches" in refused(lambda keep: keep.flip(1))
     assert refused(behind.expand_as, causal=True) is None  # no position that counts reads behind itself
     assert "no attention mask reaches" in refused(behind.flip(0).expand_as, causal=True)
+
+
+def test_a_family_of_the_users_that_attends_is_refused_as_well(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Attends(type(family("ridge"))):  # type: ignore[misc]
+        attends: bool = True
+
+    ss.register("test_attends")(Attends)
+    spans = _bench(tmp_path, _task(mask=lambda batch: batch["keep"].flip(1)), resolution=0.001).spans
+    span = next(s for s in spans if s.start.layout == s.stop.layout == "tokens")
+    assert misfit("ridge", span) is None
+    assert misfit("test_attends", span) == (
+        "test_attends could read what is masked out: the task masks out positions, and no attention mask "
+        "reaches what is replaced"
+    )
+
+
+def test_spans_are_replayed_and_said_by_name_once(tmp_path, monkeypatch):
+    bench = _bench(tmp_path, resolution=0.001)
+    first = bench.spans.spans[0]
+
+    def check(span: Any) -> None:
+        if span is first:
+            raise ss.SpanError(f"{span.name}: passed by")
+
+    monkeypatch.setattr(bench._verifier, "check", check)
+    legal, rejected = bench.replayed(bench.spans.spans)
+    assert legal == list(bench.spans.spans[1:])
+    assert [(r.name, r.reason) for r in rejected] == [(first.name, "passed by")]
+    with pytest.raises(ss.SpanError, match=f"refused by replay. {first.name}: passed by"):
+        bench.require_legal_span([first])
 
 
 def test_a_teacher_that_cannot_be_called_with_the_batch_is_told_about_forward(tmp_path):

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
-import torch
-from torch import Tensor
 
-from spansearch.batches import Batch, batch_size
+from spansearch.cli.mask_hints import inverted_mask, unused_mask
 from spansearch.cli.options import device_option, directory_option, study_argument
-from spansearch.cli.terminal import console, number, output, table, track
+from spansearch.cli.terminal import console, counted, number, output, table, track
 from spansearch.study import Study
-from spansearch.task import SPLITS, Task
+from spansearch.task import SPLITS
 
 
 @click.command(epilog="Example: spansearch check studies/digits_cnn.py")
@@ -44,15 +40,13 @@ def check(study: Path, directory: Path | None, device: str) -> None:
         {"kl": "KL in nats per prediction", "squared": "relative squared error"}[evaluator.divergence_kind],
     )
     space = opened.space
-    refused = [
-        span.name for span in track(space.spans, "replaying spans across inputs") if bench.refusal(span)
-    ]
+    legal, refused = bench.replayed(space.spans)
+    rows.add_row("spans", counted(len(legal), len(bench.spans.rejected) + len(refused)))
     rows.add_row(
-        "spans",
-        f"{len(space.spans)} of {len(bench.found)} legal ones at resolution {opened.search.resolution:g}",
+        "searched at", f"resolution {opened.search.resolution:g}, of {len(bench.found)} at resolution 0"
     )
     if refused:
-        rows.add_row("refused by replay", ", ".join(refused))
+        rows.add_row("refused by replay", ", ".join(one.name for one in refused))
     bench.require_legal_span(space.spans)
     rows.add_row("families", ", ".join(space.families))
     for name, reason in space.unfit.items():
@@ -69,44 +63,8 @@ def check(study: Path, directory: Path | None, device: str) -> None:
     )
     rows.add_row("to measure one model", f"{evaluating:.1f} s, beside fitting it")
     output.print(rows)
-    hint = _mask_hint(opened.task)
-    if hint:
-        console.print(f"Note: {hint}")
+    for hint in (unused_mask(opened.task), inverted_mask(opened.task, bench.teacher, bench.device)):
+        if hint:
+            console.print(f"Note: {hint}")
     given = ["--dir", str(directory)] if directory is not None else []
     output.print(f"\nAll is well. Next: {shlex.join(['spansearch', 'run', str(study), *given])}")
-
-
-def _mask_hint(task: Task) -> str | None:
-    """What a batch holds that looks like a mask (N, T) the task makes nothing of; None where nothing does."""
-    if task.mask is not None:
-        return None
-    for split in SPLITS[:2]:
-        batch = next(task.batches(split))
-        if isinstance(batch, Mapping) and "attention_mask" in batch:
-            continue
-        found = [name for name, value in _named(batch) if _like_mask(value, batch_size(batch))]
-        if found:
-            return (
-                f"{found[0]} of a {split} batch is bool (N, T). If it marks the tokens that count, say so "
-                "with Task(mask=lambda batch: ...): without it padding counts, too."
-            )
-    return None
-
-
-def _named(batch: Batch) -> list[tuple[str, Any]]:
-    """The parts of a batch with names for a message."""
-    if isinstance(batch, Mapping):
-        return [(repr(key), value) for key, value in batch.items()]
-    return [
-        (f"item {k}", value) for k, value in enumerate(batch if isinstance(batch, tuple | list) else [batch])
-    ]
-
-
-def _like_mask(value: object, examples: int) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.dtype is torch.bool
-        and value.ndim == 2
-        and len(value) == examples
-        and value.shape[1] > 1
-    )

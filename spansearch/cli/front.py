@@ -10,6 +10,7 @@ import click
 
 from spansearch.cli.options import device_option, directory_option, storage_option, study_argument
 from spansearch.cli.terminal import number, output, share, table, track
+from spansearch.recipe import described
 from spansearch.results import MEASURES, Front
 from spansearch.study import Study
 
@@ -84,7 +85,7 @@ def print_front(found: Front) -> None:
             f"{test['score_drop']:.4f}" if test else "",
             f"{interval[0]:+.4f} .. {interval[1]:+.4f}" if interval else "",
             f"{m.divergence:.2g}",
-            "; ".join(map(str, member.splices)),
+            "; ".join(map(described, member.splices)),
         )
     output.print(rows)
     output.print("A drop at or below 0 counts as none; of equal drops the lower divergence is better.")

@@ -17,7 +17,7 @@ from spansearch.cli.options import (
 )
 from spansearch.cli.terminal import console, number, progress_bar, share, track
 from spansearch.proposal import Outcome
-from spansearch.recipe import Splice
+from spansearch.recipe import Splice, described
 from spansearch.study import Study
 
 
@@ -74,7 +74,7 @@ def run(
 
 
 def _line(splice: Splice | None, outcome: Outcome) -> str:
-    what = "" if splice is None else f"{splice}: "  # what its family refuses is no splice
+    what = "" if splice is None else f"{described(splice)}: "
     if "duplicate_of" in outcome.details:
         return f"{what}the same as trial {outcome.details['duplicate_of']}"
     m = outcome.measures

@@ -8,7 +8,7 @@ import click
 from rich.text import Text
 
 from spansearch.cli.options import device_option, directory_option, seed_option, study_argument
-from spansearch.cli.terminal import number, output, share, table, track
+from spansearch.cli.terminal import counted, number, output, share, table, track
 from spansearch.ridge import RidgePath
 from spansearch.screen import summary
 from spansearch.spans import Span, Spans
@@ -28,7 +28,9 @@ def screen(study: Path, directory: Path | None, seed: int | None, device: str) -
     be with twice as many: where that is lower by a tenth, data is what limits the span. Nothing is stored.
     """
     opened = Study.open(study, directory=directory, seed=seed, device=device, track=track)
-    paths = opened.bench.screening.all(track=track)
+    legal, refused = opened.bench.replayed(opened.spans.spans)
+    solved = opened.bench.screening.all(track=track)
+    paths = {span: solved[span] for span in legal if span in solved}
     enough = sufficiency(opened.bench.screening, list(paths), track=track)
     rows = table(
         "span",
@@ -56,9 +58,10 @@ def screen(study: Path, directory: Path | None, seed: int | None, device: str) -
     output.print(rows)
     _print_heat(opened.spans, paths)
     recording = opened.bench.recording
+    told = counted(len(legal), len(opened.spans.rejected) + len(refused))
     output.print(
-        f"\n{len(paths)} spans, {recording.count('fit')} examples fitted, {recording.count('held_out')} held "
-        f"out, teacher {number(opened.spans.flops)} flops.",
+        f"\n{told}, {len(paths)} with a linear map. {recording.count('fit')} examples fitted, "
+        f"{recording.count('held_out')} held out, teacher {number(opened.spans.flops)} flops."
     )
     if enough:
         output.print(_summary(list(enough.values()), recording.count("fit"), recording.count("held_out")))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from spansearch.cli.options import device_option, directory_option, study_argument
-from spansearch.cli.terminal import console, number, output, share, table, track
+from spansearch.cli.terminal import console, counted, number, output, share, table, track
 from spansearch.spans import Spans
 from spansearch.study import Study
 
@@ -37,21 +37,14 @@ def spans(
             part = share(span.flops / max(1, found.flops))
             rows.add_row(span.name, number(span.flops), part, ", ".join(span.modules))
         output.print(rows)
-    refused = [(r.name, r.reason) for r in found.rejected]
-    if verify:
-        for span in track(found.spans, "replaying spans across inputs"):
-            reason = opened.bench.refusal(span)
-            if reason:
-                refused.append((span.name, reason))
+    legal, refused = opened.bench.replayed(found.spans) if verify else (found.spans, [])
+    refused = [*found.rejected, *refused]
     if refused:
         rows = table("refused", "reason", title="\nRefused")
-        for name, reason in refused:
-            rows.add_row(name, reason)
+        for one in refused:
+            rows.add_row(one.name, one.reason)
         output.print(rows)
-    legal = len(found.spans) - sum(1 for span in found.spans if verify and opened.bench.refusal(span))
-    output.print(
-        f"\n{legal} legal spans{' (replayed across inputs)' if verify else ''}, {len(refused)} refused."
-    )
+    output.print(f"\n{counted(len(legal), len(refused), verify)}.")
     for note in found.notes:
         console.print(f"Note: {note}")
 

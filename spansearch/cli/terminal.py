@@ -92,3 +92,8 @@ def number(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
+
+
+def counted(legal: int, refused: int, replayed: bool = True) -> str:
+    """How many spans there are, in the words of every command."""
+    return f"{legal} legal spans{' (replayed across inputs)' if replayed else ''}, {refused} refused"

@@ -4,11 +4,10 @@ from spansearch.search.prune import Decision, RidgeRule, audited
 from spansearch.search.sampler import SeededSampler
 from spansearch.search.seeds import predicted_front
 from spansearch.search.settings import Search
-from spansearch.search.space import RefusedError, Space
+from spansearch.search.space import Space
 
 __all__ = [
     "Decision",
-    "RefusedError",
     "RidgeRule",
     "Search",
     "SeededSampler",

@@ -31,8 +31,8 @@ class SeededSampler(BaseSampler):
     Optuna's samplers carry random state from trial to trial, so a restart changes what follows. Here a
     proposal depends only on the finished trials, the seed and the trial's number.
 
-    What is not ``worthwhile`` (measured before, refused by its family) is drawn again a few times; the
-    function must depend on the finished trials only, too.
+    What is not ``worthwhile`` (tried before) is drawn again a few times; the function must depend on the
+    finished trials only, too.
     """
 
     def __init__(

@@ -11,11 +11,13 @@ from spansearch.ridge import RidgePath
 from spansearch.screen import Screening
 from spansearch.search.space import Space
 from spansearch.spans import Span
-from spansearch.students import family, refusal, student_cost
+from spansearch.students import student_cost
 
 RANK_WIDTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 HIDDEN_WIDTHS = (1 / 4, 1 / 2)
 THIN_WIDTHS = (3 / 4, 1 / 2, 3 / 8, 1 / 4)
+NON_LINEAR = ("conv", "attention", "mlp")
+"""A span that convolves or attends gets a student that does, a bottleneck where neither fits."""
 Candidate = tuple[float, float, Splice, float]
 """(flops of the spliced model, predicted error, splice, width)."""
 
@@ -45,46 +47,34 @@ def predicted_front(
             break
         candidates = [c for c in candidates if (c[2].start, c[2].stop) not in gone]
     front = _thinned([candidates[i] for i in chosen], space.settings.seeds)
-    proposals = [space.encode(splice, width) for _, _, splice, width in reversed(front)]
-    proposals += _of_own_layers(space, refused) if front else []
+    proposals = {
+        one: space.encode(space.span(one), one.family, width) for _, _, one, width in reversed(front)
+    }
+    proposals |= _of_own_layers(space, refused) if front else {}
     for k, ends in enumerate(dict.fromkeys((s.start, s.stop) for _, _, s, _ in reversed(front))):
         width = _within(space, HIDDEN_WIDTHS[k % len(HIDDEN_WIDTHS)])
-        beside = _non_linear(space, spans[ends], width)
-        if beside is not None:
-            proposals.append(space.encode(beside, width))
-        shorter = _student(space, "truncated", spans[ends], width)
-        if shorter is not None:
-            proposals.append(space.encode(shorter, width))
-    return proposals
+        for names in (NON_LINEAR, ("truncated",)):
+            one = _first(space, names, spans[ends], width)
+            if one is not None and not refused(space.span(one)):
+                proposals.setdefault(one, space.encode(spans[ends], one.family, width))
+    return list(proposals.values())
 
 
-def _of_own_layers(space: Space, refused: Callable[[Span], str | None]) -> list[dict[str, Any]]:
-    """The costliest span that can be made thinner, at several widths: they keep most of the teacher."""
-    if "thin" not in space.families:
-        return []
-    for span in sorted(space.spans, key=lambda span: -span.flops):
-        students = {
-            _within(space, width): _student(space, "thin", span, _within(space, width))
-            for width in THIN_WIDTHS
-        }
-        known = {student: width for width, student in students.items() if student is not None}
-        if known and not refused(span):
-            return [space.encode(student, width) for student, width in known.items()]
-    return []
-
-
-def _non_linear(space: Space, span: Span, width: float) -> Splice | None:
-    """A small student of a span that convolves or attends, a bottleneck where neither fits; None without."""
-    students = (_student(space, name, span, width) for name in ("conv", "attention", "mlp"))
+def _first(space: Space, names: Sequence[str], span: Span, width: float) -> Splice | None:
+    """A student of the first of these families that has one; None where none has."""
+    students = (space.student(name, span, width) for name in names)
     return next((student for student in students if student is not None), None)
 
 
-def _student(space: Space, name: str, span: Span, width: float) -> Splice | None:
-    """A family's student of a span; None where it does not take part, fits not, or is not worth building."""
-    if name not in space.families or family(name).refuses(span):
-        return None
-    size = family(name).size(span, width)
-    return None if refusal(name, span, size) else Splice(span.start.name, span.stop.name, name, size)
+def _of_own_layers(space: Space, refused: Callable[[Span], str | None]) -> dict[Splice, dict[str, Any]]:
+    """The costliest span that can be made thinner, at several widths: they keep most of the teacher."""
+    for span in sorted(space.spans, key=lambda span: -span.flops):
+        widths = [_within(space, width) for width in THIN_WIDTHS]
+        students = {space.student("thin", span, width): space.encode(span, "thin", width) for width in widths}
+        known = {one: params for one, params in students.items() if one is not None}
+        if known and not refused(span):
+            return known
+    return {}
 
 
 def _within(space: Space, width: float) -> float:
@@ -92,28 +82,27 @@ def _within(space: Space, width: float) -> float:
     return min(max(width, low), high)
 
 
-def _closed_forms(
-    space: Space, screening: Screening, span: Span, flops: int
-) -> list[tuple[float, float, Splice, float]]:
-    """(flops of the spliced model, predicted error, splice, width) of a span's closed-form students."""
-    found = []
-
-    def add(name: str, size: int, width: float, error: float) -> None:
-        if name in space.families and not refusal(name, span, size):
-            cost = flops - span.flops + student_cost(name, span, size).flops
-            found.append((float(cost), error, Splice(span.start.name, span.stop.name, name, size), width))
-
+def _closed_forms(space: Space, screening: Screening, span: Span, flops: int) -> list[Candidate]:
+    """A span's closed-form students, each once."""
     try:
         path = screening.path(span)
     except ValueError:  # no linear map joins the two: only other families can try
         return []
-    add("ridge", 0, 1.0, path.held_out_error)
-    if path.identity_error is not None:
-        add("identity", 0, 1.0, path.identity_error)
-    for width in dict.fromkeys(_within(space, width) for width in RANK_WIDTHS):
-        size = family("lowrank").size(span, width)
-        add("lowrank", size, width, _rank_error(path, size))
-    return found
+    found: dict[Splice, Candidate] = {}
+
+    def add(name: str, width: float, error: Callable[[int], float]) -> None:
+        one = space.student(name, span, width)
+        if one is not None:
+            cost = flops - span.flops + student_cost(name, span, one.size).flops
+            found.setdefault(one, (float(cost), error(one.size), one, width))
+
+    add("ridge", 1.0, lambda size: path.held_out_error)
+    identity = path.identity_error
+    if identity is not None:
+        add("identity", 1.0, lambda size: identity)
+    for width in RANK_WIDTHS:
+        add("lowrank", _within(space, width), lambda size: _rank_error(path, size))
+    return list(found.values())
 
 
 def _rank_error(path: RidgePath, size: int) -> float:

@@ -16,20 +16,18 @@ from optuna.distributions import (
 from spansearch.errors import SpanError, StudyError, pass_on_stop
 from spansearch.recipe import Splice
 from spansearch.search.settings import Search
+from spansearch.search.sizes import Sizes
 from spansearch.spans import CutPoint, Span, Spans
 from spansearch.students import Init, family
-
-
-class RefusedError(ValueError):
-    """A proposal whose family refuses its span; the message is the reason."""
 
 
 class Space:
     """The search space of a study.
 
     All cut points, nested ones included, stand in the order of the forward pass; ``left`` and ``right`` are
-    positions in that order, sorted when read. A pair that is no legal span stands for the smallest one around
-    it, or else the nearest, so every proposal means something and neighbours mean similar things.
+    positions in that order, sorted when read. They stand for the smallest span around them that the family
+    has a student for, or else the nearest; a size that would cost as much as its span stands for the largest
+    one that does not. So every proposal means something and neighbours mean similar things.
     Every family shares the same width: samplers learn faster in a flat space than in a conditional one.
     Families that fit no span do not take part; which do follows from the teacher and the settings alone, not
     from what was tried.
@@ -57,8 +55,10 @@ class Space:
                 + ". A span needs two activations with a module call between them and no path around it."
             )
         self._position = position
+        self._sizes = Sizes(settings.widths)
+        self._refused: set[str] = set()
         costliest_first = sorted(self.spans, key=lambda span: -span.flops)
-        why_not = {name: _unfit(name, costliest_first) for name in settings.families}
+        why_not = {name: self._unfit(name, costliest_first) for name in settings.families}
         self.unfit = {name: reason for name, reason in why_not.items() if reason}
         self.families = tuple(name for name in settings.families if name not in self.unfit)
         if not self.families:
@@ -88,10 +88,13 @@ class Space:
 
     def span(self, splice: Splice) -> Span:
         """The span of a splice; SpanError where this space has none of that name."""
-        pair = (self._position.get(splice.start, -1), self._position.get(splice.stop, -1))
-        if pair not in self._legal:
+        found = self._find(splice.start, splice.stop)
+        if found is None:
             raise SpanError(f"{splice.span_name} is no span of this search space.")
-        return self._legal[pair]
+        return found
+
+    def _find(self, start: str, stop: str) -> Span | None:
+        return self._legal.get((self._position.get(start, -1), self._position.get(stop, -1)))
 
     @cached_property
     def _constants(self) -> dict[str, Any]:
@@ -106,52 +109,78 @@ class Space:
     def decode(self, params: Mapping[str, Any]) -> Splice:
         """The splice a proposal stands for, in a canonical form: equal proposals give equal splices.
 
-        Parameters that have one value only may be missing.
+        Parameters that have one value only may be missing. A family that has no span left stands for the
+        first that has one.
 
         Raises:
-            RefusedError: the family refuses the span; says why.
+            SpanError: no family has one left. Besides, whatever a user's family raises when it is asked.
         """
         params = {**self._constants, **params}
-        span = self._nearest(int(params["left"]), int(params["right"]))
-        kind = family(str(params["family"]))
-        reason = kind.refuses(span)
-        if reason:
-            raise RefusedError(reason)
-        size = kind.size(span, float(params["width"])) if kind.sized else 0
-        init: Init = params["init"] if kind.gradient else "warm"
-        return Splice(span.start.name, span.stop.name, str(params["family"]), size, init)
+        asked, ends = str(params["family"]), sorted((int(params["left"]), int(params["right"])))
+        for name in dict.fromkeys((asked, *self.families)):
+            span = self._nearest(name, *ends)
+            if span is not None:
+                return self._splice(name, span, float(params["width"]), params["init"])
+        raise SpanError(
+            "Every span that a family of the search has a student for was refused by replay, so there is "
+            "nothing left to try. `spansearch spans` gives the reasons; name other families in "
+            "Search(families=...), or lower Search(resolution=...)."
+        )
 
-    def encode(self, splice: Splice, width: float = 1.0) -> dict[str, Any]:
-        """Parameters that stand for a splice; of a sized family with its ``width``."""
+    def student(self, name: str, span: Span, width: float) -> Splice | None:
+        """A family's student of a span as a proposal of it would be read; None where the family takes no part
+        or has none that fits and costs less than the span."""
+        if name not in self.families or not self._takes(name, span):
+            return None
+        return self._splice(name, span, width, "warm")
+
+    def encode(self, span: Span, name: str, width: float = 1.0, init: Init = "warm") -> dict[str, Any]:
+        """Parameters that stand for a family's student of a span."""
         low, high = self.settings.widths
         return {
-            "left": self._position[splice.start],
-            "right": self._position[splice.stop],
-            "family": splice.family,
+            "left": self._position[span.start.name],
+            "right": self._position[span.stop.name],
+            "family": name,
             "width": min(max(width, low), high),
-            "init": splice.init,
+            "init": init,
         }
 
-    def _nearest(self, left: int, right: int) -> Span:
-        left, right = min(left, right), max(left, right)
-        if (left, right) in self._legal:
-            return self._legal[left, right]
-        around = [pair for pair in self._legal if pair[0] <= left and right <= pair[1]]
-        if around:
-            return self._legal[min(around, key=lambda pair: (pair[1] - pair[0], pair))]
-        return self._legal[min(self._legal, key=lambda p: (abs(p[0] - left) + abs(p[1] - right), p))]
+    def refuse(self, span_name: str) -> None:
+        """No proposal stands for a span any more. What is proposed must follow from finished trials: only of
+        these it may be told."""
+        self._refused.add(span_name)
 
+    def _splice(self, name: str, span: Span, width: float, init: Init) -> Splice:
+        kind, size = family(name), self._sizes.size(name, span, width)
+        canonical = getattr(kind, "canonical", None)
+        if canonical is not None:
+            shorter, number = canonical(span, size)
+            other = self._find(shorter.start.name, shorter.stop.name)
+            if other is not None and self._takes(name, other):
+                span, size = other, number
+        return Splice(span.start.name, span.stop.name, name, size, init if kind.gradient else "warm")
 
-def _unfit(name: str, spans: Sequence[Span]) -> str | None:
-    """Why a family fits no span, said of the first; None where it fits one."""
-    first = None
-    for span in spans:
+    def _nearest(self, name: str, left: int, right: int) -> Span | None:
+        """The smallest span around two positions that a family takes, or else the nearest; None without."""
+
+        def distance(pair: tuple[int, int]) -> tuple[bool, int, tuple[int, int]]:
+            beyond = not (pair[0] <= left and right <= pair[1])
+            return beyond, abs(pair[0] - left) + abs(pair[1] - right), pair
+
+        spans = (self._legal[pair] for pair in sorted(self._legal, key=distance))
+        return next((span for span in spans if self._takes(name, span)), None)
+
+    def _takes(self, name: str, span: Span) -> bool:
+        if span.name in self._refused:
+            return False
         try:
-            reason = family(name).refuses(span)
-        except Exception as error:  # a user's family: a trial will say what is wrong with it
+            return self._sizes.why_none(name, span) is None
+        except Exception as error:  # a user's family: its trials will say what is wrong with it
             pass_on_stop(error)
+            return True
+
+    def _unfit(self, name: str, spans: Sequence[Span]) -> str | None:
+        """Why a family has a student for no span, said of the first; None where it has one."""
+        if any(self._takes(name, span) for span in spans):
             return None
-        if not reason:
-            return None
-        first = first or reason
-    return first
+        return self._sizes.why_none(name, spans[0])

@@ -4,10 +4,11 @@ from spansearch.spans.causality import Reach
 from spansearch.spans.chains import Chain, Rejected
 from spansearch.spans.copying import copy_model
 from spansearch.spans.find import find_spans
+from spansearch.spans.found import Spans
 from spansearch.spans.hidden import Hidden
 from spansearch.spans.inplace import InPlace
 from spansearch.spans.points import CutPoint, Layout
-from spansearch.spans.span import Span, Spans
+from spansearch.spans.span import Span
 from spansearch.spans.splice import overlap, splice
 from spansearch.spans.verify import Verifier, verify
 

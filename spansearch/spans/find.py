@@ -11,10 +11,10 @@ from spansearch.errors import SpanError
 from spansearch.spans.causality import find_lines
 from spansearch.spans.chains import find_chains, legal_in_both
 from spansearch.spans.copying import copy_model
+from spansearch.spans.found import Known, Spans
 from spansearch.spans.hidden_search import hidden_features
 from spansearch.spans.landing import leaf_modules
 from spansearch.spans.points import cut_points
-from spansearch.spans.span import Known, Spans
 from spansearch.spans.structure import clone_tensors
 from spansearch.spans.trace import trace
 

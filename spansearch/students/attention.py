@@ -36,6 +36,7 @@ class AttentionFamily:
     attends: bool = True
     gradient: bool = True
     sized: bool = True
+    unit: str = "units"
     depth: int = 1
     deepest: int = 3
 
@@ -47,8 +48,6 @@ class AttentionFamily:
             return f"attention keeps the number of tokens, {start.shape[0]} become {stop.shape[0]}"
         if start.shape[0] == 1:
             return "there is a single token, which has nothing to attend to: attention is an mlp there"
-        if span.mask_obstacle is not None:
-            return f"attention could read what is masked out: {span.mask_obstacle}"
         return None
 
     def size(self, span: Span, width: float) -> int:

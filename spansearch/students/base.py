@@ -26,8 +26,11 @@ class Family(Protocol):
         gradient: students are fitted by gradient from a warm or a scratch start; else ``solve`` is final.
         sized: students come in sizes, so a width means something.
 
-    Some parts are optional, and looked for where a fit could use them:
+    Some parts are optional, and looked for where they could be used:
 
+    * ``unit``, a word for what sizes count ("units"), where they are printed for people.
+    * ``canonical(span, size)``: a span and a size that stand for the same student in the same model, so that
+      a search tries it once.
     * a start from scratch that depends on what is known: ``scratch(span, size, evidence)``, as ``build`` but
       for buffers that tell variants of one student apart.
     * students of several depths: fields ``depth: int = 1`` and ``deepest: int``, and ``grow(span, size,
@@ -170,9 +173,18 @@ def _announced(name: str, span: Span, size: int, depth: int, *_key: object) -> C
     return announce(lambda: family(name, depth).build(span, size), span.start.shape)
 
 
-def refusal(name: str, span: Span, size: int, depth: int = 1) -> str | None:
-    """Why a student is not worth building: its family refuses the span, or it costs as much as the span."""
+def misfit(name: str, span: Span, depth: int = 1) -> str | None:
+    """Why no student of a family fits a span, or None: the family refuses it, or attends and could read what
+    is masked out there."""
     reason = family(name, depth).refuses(span)
+    if reason is None and attends(name) and span.mask_obstacle is not None:
+        return f"{name} could read what is masked out: {span.mask_obstacle}"
+    return reason
+
+
+def refusal(name: str, span: Span, size: int, depth: int = 1) -> str | None:
+    """Why a student is not worth building: it does not fit the span, or costs as much as the span."""
+    reason = misfit(name, span, depth)
     if reason:
         return reason
     cost = student_cost(name, span, size, depth)

@@ -28,6 +28,7 @@ class Bottleneck(ABC):
 
     gradient: bool = True
     sized: bool = True
+    unit: str = "units"
     depth: int = 1
     deepest: int = 2
 

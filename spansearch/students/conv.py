@@ -25,6 +25,7 @@ class Conv(Bottleneck):
     """
 
     kernel: int = 3
+    unit: str = "channels"
     deepest: int = 3
 
     @property

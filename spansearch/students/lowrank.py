@@ -19,6 +19,7 @@ class LowRank:
     kernel: int = 3
     gradient: bool = False
     sized: bool = True
+    unit: str = "rank"
 
     def refuses(self, span: Span) -> str | None:
         return no_linear_map(span, self.kernel)

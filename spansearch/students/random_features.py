@@ -46,6 +46,7 @@ class RandomFeatures:
     kernel: int = 3
     gradient: bool = False
     sized: bool = True
+    unit: str = "features"
 
     def refuses(self, span: Span) -> str | None:
         return no_linear_map(span, self.kernel)

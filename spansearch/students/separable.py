@@ -32,6 +32,7 @@ class Separable:
     kernel: int = 3
     gradient: bool = False
     sized: bool = True
+    unit: str = "filters"
 
     def refuses(self, span: Span) -> str | None:
         try:

@@ -43,6 +43,7 @@ class Thin:
 
     gradient: bool = False
     sized: bool = True
+    unit: str = "widest layer"
     even: bool = False
     counts: tuple[int, ...] | None = None
 

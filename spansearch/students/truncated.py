@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from spansearch.cost import Cost, announce, parameter_count
+from spansearch.cost import Cost, parameter_count
 from spansearch.evidence import Evidence
 from spansearch.layers import is_layer, weight_of
 from spansearch.refit import refit
-from spansearch.screen import span_map
 from spansearch.spans import InPlace, Span
 from spansearch.students.base import check_width, register
 from spansearch.students.own_layers import fresh, give_bias
@@ -23,46 +22,61 @@ WITH_PARAMETERS = ("NativeLayerNorm", "FusedRmsNorm", "Prelu", "PreluKernel")
 @register("truncated")
 @dataclass(frozen=True)
 class Truncated:
-    """What lies behind a cut point inside goes. Width scales how many of the cut points stay; the size is the
-    number of the last one among those of the network at full resolution.
+    """What lies behind a cut point inside goes, and the last layer in front of it is solved again, so that it
+    lands on the span's END: nothing new is added. Width scales how many steps stay; the size is the number of
+    the last cut point that stays among those of the network at full resolution.
 
-    Where the activation there and the span's end are alike, the last layer in front of it is solved again, so
-    that it lands on the span's END: nothing new is added. Where shapes differ, a ridge map leads there.
+    It stops where the activation and the span's end are alike, and behind a layer that can be solved again.
+    What a linear map behind another cut point would be, `ridge` is in the shorter span from there; what
+    nothing at all would be, `identity`.
     """
 
-    kernel: int = 3
     gradient: bool = False
     sized: bool = True
+    unit: str = "cut point"
 
     def refuses(self, span: Span) -> str | None:
-        sizes = _sizes(span)
-        if not sizes:
+        if not _sizes(span):
             return "truncated stops at a cut point inside the span, and there is none"
-        reasons = [self._why_not(span, size) for size in sizes]
-        return reasons[0] if all(reasons) else None
+        if not _own(span):
+            return (
+                "truncated stops behind a layer, at a cut point of the shape of the span's end and behind "
+                "the same nonlinearity, and there is none inside"
+            )
+        return None
 
     def size(self, span: Span, width: float) -> int:
-        width, sizes = check_width(width), _sizes(span)
-        fitting = [k for k, size in enumerate(sizes) if self._why_not(span, size) is None]
-        return sizes[min(fitting, key=lambda k: abs(k + 1 - width * (len(sizes) + 1)))]
+        width, last = check_width(width), len(_sizes(span)) + 1
+        own = _own(span)
+        return min(own, key=lambda size: abs(own[size] - width * last))
+
+    def canonical(self, span: Span, size: int) -> tuple[Span, int]:
+        """The shortest span in which the student is the same, and its size there: only the layer that is
+        aimed and what goes matter, not where the span starts in front of them."""
+        head, tail = _cut(span, size)
+        found, changed = head.found, _changed(head, tail)
+        assert found is not None and span.found is not None
+        for start in reversed(span.found.inside(span)):
+            halves = span.found.halves(span, start)
+            if halves is None or head.stop not in found.inside(halves[1]):
+                continue
+            number = found.inside(halves[1]).index(head.stop) + 1
+            shorter = found.halves(halves[1], head.stop)
+            if shorter is not None and _changed(*shorter) == changed:
+                return halves[1], number
+        return span, size
 
     def cost(self, span: Span, size: int) -> Cost:
-        """Of the steps that stay and the map behind them; parameters of what changed."""
+        """Of the steps that stay; parameters of what changed."""
         _, tail = _cut(span, size)
         with torch.device("meta"):
             student = self.build(span, size)
-        assert isinstance(student, InPlace)
-        behind = announce(lambda: student.inner[tail], tail.start.shape)
-        return Cost(span.flops - tail.flops + behind.flops, parameter_count(student))
+        return Cost(span.flops - tail.flops, parameter_count(student))
 
     def build(self, span: Span, size: int) -> nn.Module:
         head, tail = _cut(span, size)
         assert span.found is not None
-        if not alike(head, tail):
-            linear = span_map(tail, self.kernel)
-            ridge = linear.module(torch.zeros(linear.d_out, linear.d_in), torch.zeros(linear.d_out))
-            return InPlace({}, inner={tail: ridge})
-        modules = {path: fresh(span.found.leaves[path].module) for path in self._changed(head, tail)}
+        modules = {path: fresh(span.found.leaves[path].module) for path in _changed(head, tail)}
         layer = _aimed(head)
         if layer is not None:
             give_bias(modules[layer])
@@ -72,10 +86,8 @@ class Truncated:
     def solve(self, span: Span, size: int, evidence: Evidence) -> nn.Module:
         head, tail = _cut(span, size)
         assert span.found is not None
-        if not alike(head, tail):
-            return InPlace({}, inner={tail: evidence.ridge(tail, self.kernel).module()})
         modules: dict[str, nn.Module] = {}
-        for own_path, source in self._changed(head, tail).items():
+        for own_path, source in _changed(head, tail).items():
             modules[own_path] = copy.deepcopy(evidence.teacher.get_submodule(source)).cpu()
         path = _aimed(head)
         if path is not None:
@@ -90,25 +102,17 @@ class Truncated:
                 refit(layer, walk.moments(path, aim, tail.stop), own, bias, aim.slope)
         return InPlace(modules, inner={tail: nn.Identity()})
 
-    def _why_not(self, span: Span, size: int) -> str | None:
-        try:
-            head, tail = _cut(span, size)
-            if not alike(head, tail):
-                span_map(tail, self.kernel)
-        except ValueError as error:
-            return str(error)
-        return None
 
-    def _changed(self, head: Span, tail: Span) -> dict[str, str]:
-        """Path of a module that gets other weights -> path of the module they come from."""
-        path, found = _aimed(head), head.found
-        changed = {} if path is None else {path: path}
-        assert found is not None
-        if found.operator(head.stop) in WITH_PARAMETERS:  # the norm at the span's end, where they differ
-            own, other = head.stop.places[0].path, tail.stop.places[0].path
-            if own != other and own in found.leaves and other in found.leaves:
-                changed[own] = other
-        return changed
+def _changed(head: Span, tail: Span) -> dict[str, str]:
+    """Path of a module that gets other weights -> path of the module they come from."""
+    path, found = _aimed(head), head.found
+    changed = {} if path is None else {path: path}
+    assert found is not None
+    if found.operator(head.stop) in WITH_PARAMETERS:  # the norm at the span's end, where they differ
+        own, other = head.stop.places[0].path, tail.stop.places[0].path
+        if own != other and own in found.leaves and other in found.leaves:
+            changed[own] = other
+    return changed
 
 
 def _sizes(span: Span) -> list[int]:
@@ -118,6 +122,18 @@ def _sizes(span: Span) -> list[int]:
         return []
     every = found.whole.inside(span)
     return [every.index(point) + 1 for point in found.inside(span)]
+
+
+def _own(span: Span) -> dict[int, int]:
+    """The sizes whose students no other family makes, in rising order, each with its place, from 1, among the
+    cut points inside."""
+    assert span.found is not None
+    own = {}
+    for place, size in enumerate(_sizes(span), 1):
+        halves = span.found.whole.halves(span, span.found.whole.inside(span)[size - 1])
+        if halves is not None and alike(*halves) and _changed(*halves):
+            own[size] = place
+    return own
 
 
 def _cut(span: Span, size: int) -> tuple[Span, Span]:

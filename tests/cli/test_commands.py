@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -114,16 +115,65 @@ def test_the_help_says_how_a_score_drop_is_ranked(run: Run) -> None:
     assert "a drop below 0 counts as 0" in said and "of equal drops the lower divergence is better" in said
 
 
-def test_what_is_not_fitted_says_why(run: Run, tmp_path: Path) -> None:
-    search = "SEARCH = tasks.quick(families=('identity', 'ridge'), seeds=1)"
-    ended = run("run", tasks.study_file(tmp_path / "study.py", "mlp", search), "--trials", "12")
+def test_every_line_of_a_trial_names_its_span_once_and_what_sizes_count(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spansearch.workbench import Workbench
+
+    refusal = Workbench.refusal
+    monkeypatch.setattr(
+        Workbench, "refusal", lambda own, span: "passed by" if span.name == "3 -> 7" else refusal(own, span)
+    )
+    search = "SEARCH = tasks.quick(families=('identity', 'ridge', 'lowrank'), seeds=1)"
+    ended = run("run", tasks.study_file(tmp_path / "study.py", "mlp", search), "--trials", "60")
     assert ended.code == 0, ended.err
     lines = [line for line in ended.err.splitlines() if "] trial " in line]
-    assert [line.split("]")[0] for line in lines] == [f"[{k}/12" for k in range(1, 13)]
-    refused = [line for line in lines if "not fitted, " in line]
-    assert refused and any("identity cannot turn" in line or "no less than" in line for line in refused)
+    assert [line.split("]")[0] for line in lines] == [f"[{k}/60" for k in range(1, 61)]
+    assert all(line.count(" -> ") == 1 for line in lines)
+    assert sum("not fitted, passed by" in line for line in lines) == 1
     assert any(": the same as trial " in line for line in lines)
+    assert all(": lowrank, rank " in line for line in lines if "lowrank" in line)
+    assert any("lowrank, rank " in line for line in ended.out.splitlines())
     assert not any(word in ended.err for word in ("no student", "pruned: ", "None"))
+
+
+@pytest.mark.parametrize("where", ["refuses", "size"])
+def test_a_family_that_cannot_be_asked_is_named_where_there_is_no_splice(
+    where: str, run: Run, tmp_path: Path
+) -> None:
+    code = f"""
+from spansearch.students.mlp import MLP
+class Broken(MLP):
+    def {where}(self, *_):
+        raise IndexError("no such layout")
+Broken.__module__ = __name__
+ss.register("test_{where}_breaks")(Broken)
+SEARCH = tasks.quick(families=("ridge", "test_{where}_breaks"), seeds=1)
+"""
+    ended = run("run", tasks.study_file(tmp_path / "study.py", "mlp", code), "--trials", "20")
+    failed = [line for line in ended.err.splitlines() if " failed: " in line]
+    assert failed, ended.err
+    assert all(f"failed: test_{where}_breaks: IndexError: no such" in line for line in failed)
+
+
+def test_commands_agree_on_the_number_of_legal_spans(
+    run: Run, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spansearch.workbench import Workbench
+
+    refusal, lost = Workbench.refusal, "blocks.0:input -> head"
+    monkeypatch.setattr(
+        Workbench, "refusal", lambda own, span: "passed by" if span.name == lost else refusal(own, span)
+    )
+    said = {
+        command: re.findall(
+            r"\d+ legal spans \(replayed across inputs\), \d+ refused", run(command, study).out
+        )
+        for command in ("check", "spans", "screen")
+    }
+    assert len(said["check"]) == 1 and said["check"] == said["spans"] == said["screen"]
+    assert lost in run("check", study).out and "passed by" in run("spans", study).out
+    assert lost not in run("screen", study).out
 
 
 def test_spans(run: Run, study: Path) -> None:

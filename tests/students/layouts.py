@@ -76,6 +76,7 @@ def _pooled(c_in: int, c_out: int) -> nn.Sequential:
 BODIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "vector": (lambda: _dense(6, 40, 6), (6,)),
     "vector wider": (lambda: _dense(4, 40, 9), (4,)),
+    "vector in steps": (lambda: nn.Sequential(_dense(6, 40, 6), _dense(6, 40, 6)), (6,)),
     "vector of one": (lambda: _dense(3, 20, 1), (3,)),
     "tokens": (lambda: _dense(5, 40, 5), (7, 5)),
     "tokens narrower": (lambda: _dense(6, 40, 4), (3, 6)),
@@ -86,6 +87,7 @@ BODIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "one token": (lambda: _dense(5, 40, 5), (1, 5)),
     "tokens to vector": (lambda: nn.Sequential(_dense(5, 40, 6), MeanToken()), (7, 5)),
     "map": (lambda: nn.Sequential(_conv(4, 12), _conv(12, 4)), (4, 6, 6)),
+    "map in steps": (lambda: nn.Sequential(_conv(4, 12), _conv(12, 4), _conv(4, 4, 1)), (4, 6, 6)),
     "map odd": (lambda: nn.Sequential(_conv(3, 12), _conv(12, 5)), (3, 5, 7)),
     "map strided": (lambda: nn.Sequential(_conv(3, 9, stride=2), _conv(9, 6)), (3, 8, 8)),
     "map strided odd": (lambda: nn.Sequential(_conv(3, 9, stride=2), _conv(9, 6)), (3, 7, 5)),

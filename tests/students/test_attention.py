@@ -19,7 +19,7 @@ from spansearch.fit import FitData, held_out_error
 from spansearch.record import record
 from spansearch.screen import Screening
 from spansearch.spans import Span, find_spans, splice
-from spansearch.students import family, fit_student, student_cost
+from spansearch.students import family, fit_student, misfit, student_cost
 from spansearch.students.attending import Attention, AttentionStudent
 from spansearch.students.attention import AttentionFamily
 from spansearch.students.heads import first_heads, last_units, narrowed
@@ -135,7 +135,7 @@ def test_what_it_refuses():
     other = replace(span, stop=replace(span.stop, shape=(3, 8)))
     assert attention.refuses(other) == "attention keeps the number of tokens, 7 become 3"
     unclear = replace(span, plan=replace(span.plan, mask_obstacle="it says neither"))
-    assert attention.refuses(unclear) == "attention could read what is masked out: it says neither"
+    assert misfit("attention", unclear) == "attention could read what is masked out: it says neither"
 
 
 def test_at_full_width_it_costs_less_than_one_transformer_block():

@@ -57,18 +57,61 @@ def test_aiming_the_last_layer_beats_leaving_it_as_it_is():
     assert errors[0] < errors[1]
 
 
-def test_where_shapes_differ_it_is_the_ridge_of_the_tail():
+def deep(*layers: nn.Module) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    layers = [nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4), nn.Tanh()]
-    teacher, x = nn.Sequential(*layers, nn.Linear(4, 3)).eval(), torch.randn(80, 6)
+    return nn.Sequential(*layers, nn.Linear(6, 3)).eval(), torch.randn(80, 6)
+
+
+def test_it_stops_only_where_no_other_family_makes_the_same():
+    """Behind other cut points a linear map would lead on: the ridge of the shorter span from there."""
+    layers = [nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 9), nn.Tanh()]
+    teacher, x = deep(*layers, nn.Linear(9, 6), nn.Tanh())
     found = find_spans(teacher, x[:4])
-    span, tail = found["1", "5"], found["3", "5"]
-    student, known_of = solved(teacher, span, x, stops(span)["3"]), evidence(teacher, tail, x)
+    span = found["1", "7"]
+    sizes = {TRUNCATED.size(span, width) for width in (0.01, 0.3, 0.5, 0.7, 1.0)}
+    assert sizes == {stops(span)["3"]}  # "2", "4", "6" are no tanh, "5" is wider
+    refused = TRUNCATED.refuses(found["3", "7"])
+    assert "of the shape of the span's end" in refused and "none inside" in refused
+    assert "of the shape of the span's end" in TRUNCATED.refuses(found["1", "5"])
+
+
+def test_sizes_are_students_of_their_own_and_rise_with_the_width():
+    layers = [module for _ in range(5) for module in (nn.Linear(6, 6), nn.Tanh())]
+    teacher, x = deep(*layers)
+    span = find_spans(teacher, x[:4])["1", "9"]
+    sizes = [TRUNCATED.size(span, width / 20) for width in range(1, 21)]
+    assert sizes == sorted(sizes) and set(sizes) == {stops(span)[name] for name in ("3", "5", "7")}
+    made = [(tuple(s.paths), *s.inner) for s in (TRUNCATED.build(span, size) for size in set(sizes))]
+    assert len(set(made)) == len(made) and all(paths for paths, _ in made)
+
+
+def test_one_student_has_one_name_whatever_span_it_was_asked_for_in():
+    layers = [module for _ in range(4) for module in (nn.Linear(6, 6), nn.Tanh())]
+    teacher, x = deep(*layers)
+    found = find_spans(teacher, x[:4])
+    span = found["1", "7"]
+    shorter, size = TRUNCATED.canonical(span, stops(span)["5"])
+    assert shorter.name == "4 -> 7" or shorter.name == "3 -> 7"
+    assert TRUNCATED.canonical(shorter, size) == (shorter, size)
+    first, second = solved(teacher, span, x, stops(span)["5"]), solved(teacher, shorter, x, size)
     with torch.no_grad():
-        small, other = (
-            splice(teacher, s).eval()(x) for s in ({span: student}, {tail: known_of.ridge(tail).module()})
+        one, other = (splice(teacher, {s: m}).eval()(x) for s, m in ((span, first), (shorter, second)))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    saved = [s.flops - TRUNCATED.cost(s, k).flops for s, k in ((span, stops(span)["5"]), (shorter, size))]
+    assert saved[0] == saved[1]
+
+
+def test_the_shortest_span_changes_the_same_layers():
+    torch.manual_seed(0)
+    teacher, x = transformer(False, layers=4), torch.randn(60, 4, 5)
+    found = find_spans(teacher, x[:4])
+    span = next(s for s in found.spans if ends_at(s, "0", "4"))
+    for size in {TRUNCATED.size(span, width) for width in (0.2, 0.5, 0.9)}:
+        other, number = TRUNCATED.canonical(span, size)
+        assert list(TRUNCATED.build(other, number).state_dict()) == list(
+            TRUNCATED.build(span, size).state_dict()
         )
-    assert not student.paths and torch.equal(small, other)
+        assert other.stop == span.stop
 
 
 def test_the_last_layer_of_a_plain_chain_is_the_ridge_on_what_it_reads():
