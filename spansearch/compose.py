@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spansearch.evidence import Evidence
 from spansearch.fit import held_out_error
@@ -16,7 +17,8 @@ from spansearch.readout import solve_last_layer
 from spansearch.spans import Span, Spans, copy_model, splice
 from spansearch.spans.hidden import put
 from spansearch.spans.inplace import as_dtype
-from spansearch.students import family
+from spansearch.students import family, restored
+from spansearch.students.own_layers import give_bias
 from spansearch.walk import Walk
 
 
@@ -27,6 +29,7 @@ class Part:
     Attributes:
         span, name, size, depth: whose student, of which family.
         student: as fitted by itself; families fitted by gradient need one.
+        counts: of ``thin``, how many features each layer keeps; empty where its solution decides.
     """
 
     span: Span
@@ -34,6 +37,7 @@ class Part:
     size: int
     depth: int = 1
     student: nn.Module | None = None
+    counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,41 @@ class Composition:
     students: Mapping[Span, nn.Module]
     healed: Mapping[str, nn.Module]
     steps: Sequence[Healed] = ()
+
+    def state(self, order: Sequence[Span]) -> dict[str, Tensor]:
+        """All tensors: of the student of the k-th span under ``k/``, of healed layers under ``healed/``."""
+        state = {}
+        for number, span in enumerate(order):
+            tensors = self.students[span].state_dict()
+            state.update({f"{number}/{name}": tensor for name, tensor in tensors.items()})
+        for path, layer in self.healed.items():
+            tensors = layer.state_dict()
+            state.update({f"healed/{path}/{name}": tensor for name, tensor in tensors.items()})
+        return state
+
+    @classmethod
+    def restored(cls, parts: Sequence[Part], state: Mapping[str, Tensor], teacher: nn.Module) -> Composition:
+        """The same again from its tensors.
+
+        Args:
+            parts: in the order of the spans that ``state`` was called with; their students are not read.
+
+        Raises:
+            RuntimeError, KeyError: the tensors are not those of such students or layers.
+        """
+        students = {}
+        for number, part in enumerate(parts):
+            own = _under(f"{number}/", state)
+            student = restored(part.name, part.span, part.size, part.depth, own)
+            students[part.span] = as_dtype(student, part.span.stop.dtype).eval()
+        healed: dict[str, nn.Module] = {}
+        for path in dict.fromkeys(name.split("/")[1] for name in state if name.startswith("healed/")):
+            layer, own = copy.deepcopy(teacher.get_submodule(path)), _under(f"healed/{path}/", state)
+            if "bias" in own:
+                give_bias(layer)
+            layer.load_state_dict(own)
+            healed[path] = layer
+        return cls(students, healed)
 
     def model(self, teacher: nn.Module) -> nn.Module:
         """The spliced and healed copy of the teacher, in eval mode."""
@@ -103,9 +142,15 @@ def compose(
     return Composition(students, healed, tuple(steps))
 
 
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
 def _student(part: Part, evidence: Evidence) -> nn.Module:
     """The student of a part, behind the splices in front of it."""
-    kind = family(part.name, part.depth)
+    kind: Any = family(part.name, part.depth)
+    if part.counts:
+        kind = replace(kind, counts=part.counts)
     first = evidence.through is not None and evidence.through.edited is None
     if part.student is not None and (first or kind.gradient):
         student = copy.deepcopy(part.student)

@@ -18,7 +18,7 @@ import torch
 from spansearch.evidence import Evidence
 from spansearch.layers import is_layer
 from spansearch.refit import corrected
-from spansearch.spans import Spans
+from spansearch.spans import CutPoint, Spans
 from spansearch.walk import Walk
 
 
@@ -57,6 +57,12 @@ def healable(found: Spans, every: bool = False) -> list[str]:
         return layers
     last = {found.landings[path].name: path for path in layers if path in found.landings}
     return [path for path in layers if path in set(last.values())]
+
+
+def behind(found: Spans, layers: Iterable[str], point: CutPoint) -> list[str]:
+    """Those of some layers that run behind a cut point."""
+    here = found.position(point)
+    return [path for path in layers if min(map(found.place, found.leaves[path].ops)) > here]
 
 
 @torch.no_grad()

@@ -14,14 +14,18 @@ from spansearch.errors import StudyError, pass_on_stop
 from spansearch.proposal import Outcome, Proposals, Rates, failed
 from spansearch.recipe import Splice, described
 from spansearch.search import SeededSampler, Space, predicted_front
+from spansearch.search.composing import Item, Library
 from spansearch.store import StudentFiles, require_same_teacher
 from spansearch.sufficiency import calibration_examples, sufficiency
-from spansearch.trials import FINISHED, Seen, duplicate, remember, settled, streak, suggest, tell
+from spansearch.trials import FINISHED, Memory, Seen, duplicate, remember, settled, streak, suggest, tell
 from spansearch.workbench import Workbench
 
 log = logging.getLogger("spansearch")
 
 SAME_FAILURES = 10
+BUDGETS = (0.5, 0.25, 0.75, 0.35, 0.15, 0.6, 0.1, 0.9, 0.2, 0.4, 0.3, 0.05)
+"""Shares of the teacher's flops for which compositions are proposed in turn."""
+
 MANY = 1 / 3  # of the spans tried first: with so many limited by data, more of it is worth a word
 OnTrial = Callable[[int, Splice | None, Outcome], None]
 
@@ -113,25 +117,49 @@ class Loop:
 
     def _one(self, trial: Trial) -> tuple[Splice | None, Outcome]:
         params = suggest(trial, self.space)
+        splice = None
         try:
             splice = self.space.decode(params)
+            plan = self.proposals.plan(splice, self.space.budget(params))
         except Exception as error:  # a user's family
-            return None, failed(error)
-        if splice in self.seen and settled(self.seen[splice][1]):
-            number, outcome = self.seen[splice]
+            return splice, failed(error)
+        asked = (splice,) if plan is None else plan.recipe
+        if asked in self.seen and settled(self.seen[asked][1]):
+            number, outcome = self.seen[asked]
             return outcome.made(splice), duplicate(number, outcome)
-        outcome = self.proposals.carry_out(splice)
+        outcome = self.proposals.carry_out(splice, plan)
         if outcome.state != "failed":
-            self.seen[splice] = (trial.number, outcome)
+            self.seen[asked] = (trial.number, outcome)
         return outcome.made(splice), outcome
 
     def _is_new(self, params: Mapping[str, Any]) -> bool:
-        """Does a proposal stand for a student that was not tried before?"""
+        """Does a proposal stand for a model that was not tried before?"""
         try:
-            return self.space.decode(params) not in self.seen
+            splice = self.space.decode(params)
+            plan = self.proposals.plan(splice, self.space.budget(params))
+            return ((splice,) if plan is None else plan.recipe) not in self.seen
         except Exception as error:  # a user's family: the trial will say what is wrong with it
             pass_on_stop(error)
             return True
+
+    def _predicted_best(self, number: int) -> dict[str, Any] | None:
+        """Every second trial after the seeds is the composition predicted to be best at a budget, budgets in
+        turn, in the shape of a proposal; None for the sampler's trials, and where all of them are known."""
+        turn, mine = divmod(number - len(self.study.user_attrs["seeds"]), 2)
+        if not self.space.settings.compose or mine or turn < 0:
+            return None
+        budget = BUDGETS[turn % len(BUDGETS)]
+        best: tuple[float, Item] | None = None
+        correction = self.proposals.library.correction
+        for item in self.proposals.library.items:
+            plan = self.proposals.plan(item.splice, budget)
+            if plan is not None and plan.recipe not in self.seen:
+                score = correction.of(plan)
+                best = (score, item) if best is None or score < best[0] else best
+        if best is None:
+            return None
+        one, span = best[1].splice, best[1].span
+        return self.space.encode(span, one.family, self.space.width(one), one.init, budget)
 
     def _tell_of_data(self, seeds: Sequence[Mapping[str, Any]]) -> None:
         """Warn where more calibration examples would help many of the spans that are tried first."""
@@ -178,6 +206,7 @@ class Loop:
             study.user_attrs["seeds"],
             self.space.settings.seed,
             worthwhile=self._is_new,
+            propose=self._predicted_best,
         )
         rates = Rates(study.user_attrs.get("rates", {}))
         self.seen: Seen = memory.seen
@@ -190,4 +219,14 @@ class Loop:
             rates=rates,
             known=memory.known,
             linear=memory.linear,
+            library=self._library(memory),
         )
+
+    def _library(self, memory: Memory) -> Library:
+        library, found = Library(), self.bench.found
+        for splice, measures in memory.alone:
+            saved = (1 - measures.flops_ratio) * found.flops
+            library.add(splice, found[splice.start, splice.stop], saved, measures.divergence)
+        for figures in memory.composed:
+            library.learn(*figures)
+        return library

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 from torch import nn
 
+from spansearch.compose import Composition, Part, compose
 from spansearch.cost import parameter_count
 from spansearch.errors import SpanSearchError, StudyError, pass_on_stop
 from spansearch.evaluate import Measures
 from spansearch.fit import find_rate
+from spansearch.healing import behind, healable
+from spansearch.layers import is_layer
 from spansearch.recipe import Recipe, Splice
 from spansearch.search import RidgeRule, Search, Space, audited
+from spansearch.search.composing import Composer, Item, Library, Plan
 from spansearch.spans import Span, splice
-from spansearch.spans.inplace import as_dtype
 from spansearch.store import StudentFiles
-from spansearch.students import Fitted, family, fit_student, restored, student_cost
+from spansearch.students import Fitted, family, fit_student, student_cost
+from spansearch.students.allocation import missed
 from spansearch.workbench import Workbench
 
 State = Literal["complete", "pruned", "failed"]
 TIE = 1e-6
+HEALS = 5.0  # healing lowers the divergence about so many times at best
 HARDLY = 0.8  # held-out error of a fit that has learnt next to nothing; 1 is the mean
 
 
@@ -34,17 +39,21 @@ HARDLY = 0.8  # held-out error of a fit that has learnt next to nothing; 1 is th
 class Outcome:
     """What became of a proposal.
 
-    ``details`` is plain data kept with the trial: seconds, the student's file, the reason, the rule's
-    decision, ``refused_by_replay`` where the span was. Of its seconds ``evaluating`` covers replaying the
-    span, splicing and measuring, the linear baseline included.
+    ``recipe`` are all splices of the model that was meant. ``details`` is plain data kept with the trial:
+    seconds, the students' file, the reason, the rule's decision, ``refused_by_replay`` where the span was. Of
+    its seconds ``evaluating`` covers replaying the span, splicing and measuring, the linear baseline
+    included, and ``fitting`` also healing.
     """
 
     state: State
     measures: Measures | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe = ()
 
     def made(self, asked: Splice) -> Splice:
         """The splice that a proposal became: its student may have grown."""
+        if self.recipe:
+            return self.recipe[int(self.details.get("main", 0))]
         return replace(asked, depth=int(self.details.get("depth", 1)))
 
     @property
@@ -94,6 +103,7 @@ class Proposals:
         rates: learning rates known so far.
         known: (flops, divergence) of the models measured so far; appended to.
         linear: divergence of the best linear student by span name, as far as measured.
+        library: the students measured by themselves, and what compositions came to.
     """
 
     def __init__(
@@ -106,12 +116,31 @@ class Proposals:
         rates: Rates,
         known: list[tuple[int, float]],
         linear: dict[str, float],
+        library: Library,
     ) -> None:
         self.bench, self.space, self.settings, self.files = bench, space, settings, files
         self.rule, self.rates, self.known, self.linear = rule, rates, known, linear
+        self.library = library
 
-    def carry_out(self, one: Splice) -> Outcome:
-        """Measure the model with one splice, or say why not.
+    def plan(self, one: Splice, budget: float) -> Plan | None:
+        """The composition around a splice that is predicted to be best at a budget, a share of the teacher's
+        flops; None where the splice alone costs no more, or nothing known brings the model down to it."""
+        span, flops = self.space.span(one), self.bench.found.flops
+        alone = span.flops - student_cost(one.family, span, one.size).flops
+        if not self.settings.compose or flops - alone <= budget * flops:
+            return None
+        given = Item(one, span, alone, self.library.divergence(one))
+        return self.composer.plan(given, self.library.items, budget * flops, self.library.correction)
+
+    @cached_property
+    def composer(self) -> Composer:
+        """Knows what the output misses where features are thinned out; measured when first asked for."""
+        whole, thin = self.bench.found.whole, "thin" in self.space.families
+        hidden = [one for one in whole.hidden if thin and is_layer(one.reader_of(one.modules))]
+        return Composer(whole, hidden, missed(hidden, whole, self.bench.evidence))
+
+    def carry_out(self, one: Splice, plan: Plan | None = None) -> Outcome:
+        """Measure the model with one splice, or with a composition around it, or say why not.
 
         Whatever goes wrong with this proposal makes it ``failed``, with the reason; only what concerns the
         whole study (StudyError: the disk is full) is raised.
@@ -120,13 +149,59 @@ class Proposals:
         seconds = {"fitting": 0.0, "evaluating": 0.0}
         details: dict[str, Any] = {"seconds": seconds}
         try:
-            outcome = self._carry_out(one, self.space.span(one), details, seconds)
+            if plan is None:
+                outcome = self._carry_out(one, self.space.span(one), details, seconds)
+            else:
+                outcome = self._compose(one, plan, details, seconds)
         except StudyError:
             raise
         except Exception as error:  # ours, or of a family, a score or a model of the user's
             outcome = failed(error, details)
         seconds["total"] = time.perf_counter() - started
         return outcome
+
+    def _compose(
+        self, one: Splice, plan: Plan, details: dict[str, Any], seconds: dict[str, float]
+    ) -> Outcome:
+        found = self.bench.found
+        details["predicted"] = {"thinned": plan.thinned, "spliced": plan.spliced}
+        spans = [found[each.start, each.stop] for each in plan.recipe]
+        with _added(seconds, "evaluating"):
+            reasons = [reason for span in spans if (reason := self.bench.refusal(span)) is not None]
+        if reasons:
+            details["main"] = plan.recipe.index(one)
+            return Outcome("pruned", None, {**details, "reason": reasons[0]}, plan.recipe)
+        recipe, parts = [], []
+        with _added(seconds, "fitting"):
+            for each, span in zip(plan.recipe, spans, strict=True):
+                student = None
+                if family(each.family).gradient:
+                    fitted = self._fit(each.asked, span)
+                    each, student = replace(each, depth=fitted.depth), fitted.student
+                recipe.append(each)
+                parts.append(Part(span, each.family, each.size, each.depth, student, each.counts))
+            composed = self._composed(parts)
+        with _added(seconds, "evaluating"):
+            measures = self.bench.validation.measure(composed.model(self.bench.teacher))
+        self._describe(tuple(recipe), composed, details, plan.recipe.index(one))
+        self.known.append((measures.flops, measures.divergence))
+        self.library.learn(plan.thinned, plan.spliced, measures.divergence)
+        return Outcome("complete", measures, details, tuple(recipe))
+
+    def _composed(self, parts: Sequence[Part]) -> Composition:
+        return compose(parts, self.bench.evidence, self.bench.found.whole, self.settings.healing)
+
+    def _describe(
+        self, recipe: Recipe, composed: Composition, details: dict[str, Any], main: int = 0
+    ) -> None:
+        """Write down what is needed to build a model again, and what a person wants to know of it."""
+        spans = [self.bench.found[each.start, each.stop] for each in recipe]
+        details["student_params"] = [parameter_count(composed.students[span]) for span in spans]
+        details["widths"] = [_width(each, span) for each, span in zip(recipe, spans, strict=True)]
+        details["main"] = main
+        if composed.steps:
+            details["healed"] = [step.to_json() for step in composed.steps]
+        details["student"] = self.files.save(self._origin(recipe, composed), composed.state(spans))
 
     def _carry_out(
         self, one: Splice, span: Span, details: dict[str, Any], seconds: dict[str, float]
@@ -135,7 +210,6 @@ class Proposals:
             reason = self.bench.refusal(span)
         if reason:
             return Outcome("pruned", details={**details, "reason": reason, "refused_by_replay": True})
-        details["width"] = self.space.width(one)
         linear = None
         if family(one.family).gradient:
             with _added(seconds, "evaluating"):
@@ -162,18 +236,38 @@ class Proposals:
         if fitted.growth:
             details["depth"] = fitted.depth
             details["growth"] = [step.to_json() for step in fitted.growth]
-        details["student_params"] = parameter_count(fitted.student)
-        details["student"] = self.files.save(
-            self._origin(replace(one, depth=fitted.depth)), fitted.student.state_dict()
-        )
+        made, composed = replace(one, depth=fitted.depth), Composition({span: fitted.student}, {})
         with _added(seconds, "evaluating"):
-            measures = self.bench.validation.measure(splice(self.bench.teacher, {span: fitted.student}))
+            measures = self.bench.validation.measure(composed.model(self.bench.teacher))
+        if one.family == "ridge":
+            self.linear.setdefault(span.name, measures.divergence)
+        if self._within_reach(measures, span):
+            with _added(seconds, "fitting"):
+                healed = self._composed([Part(span, one.family, one.size, fitted.depth, fitted.student)])
+            with _added(seconds, "evaluating"):
+                better = self.bench.validation.measure(healed.model(self.bench.teacher))
+            details["unhealed"] = {"score": measures.score, "divergence": measures.divergence}
+            if healed.healed and better.divergence < measures.divergence and loss(better) <= loss(measures):
+                composed, measures = healed, better
+        self._describe((made,), composed, details)
         self.known.append((measures.flops, measures.divergence))
         if linear is not None:
             self.rule.learn(measures.divergence, linear)
-        elif one.family == "ridge":
-            self.linear.setdefault(span.name, measures.divergence)
-        return Outcome("complete", measures, details)
+        self.library.add(one, span, self._saved(measures), measures.divergence)
+        return Outcome("complete", measures, details, (made,))
+
+    def _within_reach(self, measures: Measures, span: Span) -> bool:
+        """May healing bring a model to the front? It is tried where layers are left behind the span, and the
+        divergence is not too far from that of the best model known at no more flops."""
+        whole = self.bench.found.whole
+        if not self.settings.healing or not behind(whole, healable(whole), span.stop):
+            return False
+        best = min((d for flops, d in self.known if flops <= measures.flops), default=math.inf)
+        return measures.divergence < HEALS * best
+
+    def _saved(self, measures: Measures) -> float:
+        """Flops that go with a student, as the spans count them."""
+        return (1 - measures.flops_ratio) * self.bench.found.flops
 
     def _fit(self, one: Splice, span: Span) -> Fitted:
         evidence, seed, fit = self.bench.evidence, self.seed_of(one), self.settings.fit
@@ -219,8 +313,9 @@ class Proposals:
         words = [self.settings.seed, *str(one).encode()]
         return int(np.random.default_rng(words).integers(2**31))
 
-    def _origin(self, one: Splice) -> dict[str, Any]:
-        return {"splice": str(one), "search": self.settings.fingerprint(), **self.bench.fingerprint}
+    def _origin(self, recipe: Recipe, composed: Composition) -> dict[str, Any]:
+        said = {"recipe": [str(one) for one in recipe], "healed": list(composed.healed)}
+        return {**said, "search": self.settings.fingerprint(), **self.bench.fingerprint}
 
 
 @contextmanager
@@ -233,23 +328,28 @@ def _added(seconds: dict[str, float], key: str) -> Iterator[None]:
         seconds[key] += time.perf_counter() - started
 
 
-def rebuild(bench: Workbench, files: StudentFiles, recipe: Recipe, entries: Sequence[Any]) -> nn.Module:
-    """The spliced model of a recipe from its stored students.
+def _width(one: Splice, span: Span) -> float:
+    """A student's size as a share of what width 1 gives in its span; 1 where it has no sizes."""
+    kind = family(one.family)
+    return one.size / kind.size(span, 1.0) if kind.sized else 1.0
+
+
+def rebuild(bench: Workbench, files: StudentFiles, recipe: Recipe, entry: Mapping[str, Any]) -> nn.Module:
+    """The model of a recipe from its stored students and healed layers.
 
     Args:
-        entries: for every splice what StudentFiles.save returned.
+        entry: what StudentFiles.save returned.
 
     Raises:
-        StudyError: a student's file is missing or damaged, or does not fit its splice.
+        StudyError: the file is missing or damaged, or does not fit the recipe.
         SpanError, FamilyError: the teacher has no such span, or the study file registers no such family.
     """
-    students = {}
-    for one, entry in zip(recipe, entries, strict=True):
-        span = bench.found[one.start, one.stop]
-        state = files.load(entry)
-        try:
-            student = restored(one.family, span, one.size, one.depth, state)
-        except (KeyError, RuntimeError) as error:
-            raise StudyError(f"The stored student does not fit {one}: {error}") from error
-        students[span] = as_dtype(student.to(bench.device), span.stop.dtype).eval()
-    return splice(bench.teacher, students).eval()
+    spans = [bench.found[one.start, one.stop] for one in recipe]
+    parts = [Part(s, o.family, o.size, o.depth) for s, o in zip(spans, recipe, strict=True)]
+    state = files.load(entry)
+    try:
+        composed = Composition.restored(parts, state, bench.teacher)
+    except (AttributeError, KeyError, RuntimeError) as error:
+        said = "; ".join(map(str, recipe))
+        raise StudyError(f"The stored students do not fit {said}: {error}") from error
+    return composed.model(bench.teacher).to(bench.device)

@@ -20,6 +20,8 @@ class Splice:
         size: what the family's width scaled, as a whole number; 0 where it has no sizes.
         init: how its fit started; ``warm`` for closed forms.
         depth: what the student has grown to; 1 is what is asked for.
+        counts: of ``thin`` in a composition, how many features each layer keeps, in the order in which they
+            are read; empty where the fit decides.
     """
 
     start: str
@@ -28,6 +30,7 @@ class Splice:
     size: int
     init: Literal["warm", "scratch"] = "warm"
     depth: int = 1
+    counts: tuple[int, ...] = ()
 
     @property
     def asked(self) -> Splice:
@@ -43,7 +46,8 @@ class Splice:
         size = f" {self.size}" if self.size else ""
         depth = f" x{self.depth}" if self.depth > 1 else ""
         init = " from scratch" if self.init == "scratch" else ""
-        return f"{self.span_name}: {self.family}{size}{depth}{init}"
+        counts = f" ({' '.join(map(str, self.counts))})" if self.counts else ""
+        return f"{self.span_name}: {self.family}{size}{counts}{depth}{init}"
 
 
 def described(splice: Splice) -> str:
@@ -68,7 +72,14 @@ def from_json(data: Sequence[Mapping[str, Any]]) -> Recipe:
     """A recipe from plain data; StudyError where it is none. Depth is 1 in recipes that do not know it."""
     try:
         return tuple(
-            Splice(**{**splice, "size": int(splice["size"]), "depth": int(splice.get("depth", 1))})
+            Splice(
+                **{
+                    **splice,
+                    "size": int(splice["size"]),
+                    "depth": int(splice.get("depth", 1)),
+                    "counts": tuple(map(int, splice.get("counts", ()))),
+                }
+            )
             for splice in data
         )
     except (AttributeError, TypeError, KeyError, ValueError) as error:

@@ -64,6 +64,7 @@ class Member:
                 "size": s.size,
                 "init": s.init,
                 "depth": s.depth,
+                "counts": list(s.counts),
             }
             for s, width, params in zip(self.splices, self.widths, self.student_params, strict=True)
         ]
@@ -151,11 +152,11 @@ def members_of(chosen: Sequence[StoredTrial], scored: Mapping[str, Any], load: L
     return tuple(
         Member(
             number,
-            (splice,),
+            outcome.recipe or (splice,),
             outcome.measures,
             scored.get(str(number)),
-            (float(outcome.details.get("width", 1.0)),),
-            (int(outcome.details.get("student_params", 0)),),
+            tuple(map(float, outcome.details.get("widths", (1.0,)))),
+            tuple(map(int, outcome.details.get("student_params", (0,)))),
             partial(load, splice, outcome),
         )
         for number, splice, outcome in chosen

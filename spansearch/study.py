@@ -218,7 +218,7 @@ class Study:
                 f"The teacher is not the one the study in {self.directory} was run with: its weights differ. "
                 "Restore it; students reproduce what that one computed."
             )
-        return rebuild(self.bench, self.files, (splice,), [outcome.details.get("student", {})])
+        return rebuild(self.bench, self.files, outcome.recipe, outcome.details.get("student", {}))
 
     def _run(
         self, trials: int, timeout: float | None, on_trial: OnTrial | None

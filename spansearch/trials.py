@@ -13,15 +13,15 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from spansearch.errors import StudyError
 from spansearch.evaluate import Measures
 from spansearch.proposal import Outcome
-from spansearch.recipe import Splice, from_json, to_json
+from spansearch.recipe import Recipe, Splice, from_json, to_json
 from spansearch.search import RidgeRule, Space
 
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 FINISHED = tuple(STATES.values())
-KEPT_BY_DUPLICATES = ("student", "student_params", "width", "depth", "reason")
+KEPT_BY_DUPLICATES = ("student", "student_params", "widths", "main", "depth", "reason")
 
-Seen = dict[Splice, tuple[int, Outcome]]
-"""By splice, as asked for, the trial that it was tried in, and what became of it."""
+Seen = dict[Recipe, tuple[int, Outcome]]
+"""By recipe, as asked for, the trial that it was tried in, and what became of it."""
 
 
 def suggest(trial: Trial, space: Space) -> dict[str, Any]:
@@ -40,17 +40,17 @@ def suggest(trial: Trial, space: Space) -> dict[str, Any]:
 def duplicate(number: int, outcome: Outcome) -> Outcome:
     """The outcome of a proposal that trial ``number`` made before: the same, at no cost."""
     details = {key: outcome.details[key] for key in KEPT_BY_DUPLICATES if key in outcome.details}
-    return Outcome(outcome.state, outcome.measures, {**details, "duplicate_of": number})
+    return Outcome(outcome.state, outcome.measures, {**details, "duplicate_of": number}, outcome.recipe)
 
 
 def tell(study: optuna.Study, trial: Trial, splice: Splice | None, outcome: Outcome) -> None:
     """Write everything about a trial, then tell it: a finished trial is complete in itself.
 
-    User attributes: ``recipe`` where a splice was meant, at the depth it got, ``measures`` where it was
-    measured, ``details`` always.
+    User attributes: ``recipe`` where a splice was meant, with the depths that students got, ``measures``
+    where it was measured, ``details`` always.
     """
     if splice is not None:
-        trial.set_user_attr("recipe", to_json((splice,)))
+        trial.set_user_attr("recipe", to_json(outcome.recipe or (splice,)))
     if outcome.measures is not None:
         trial.set_user_attr("measures", outcome.measures.to_json())
     trial.set_user_attr("details", outcome.details)
@@ -66,9 +66,9 @@ def outcome_of(trial: FrozenTrial) -> tuple[Splice | None, Outcome]:
         measured = Measures(**measures) if measures else None
     except TypeError as error:
         raise StudyError(f"The stored measures of trial {trial.number} cannot be read: {error}") from error
-    return recipe[0] if recipe else None, Outcome(
-        names[trial.state], measured, trial.user_attrs.get("details", {})
-    )
+    details = trial.user_attrs.get("details", {})
+    main = recipe[int(details.get("main", 0))] if recipe else None
+    return main, Outcome(names[trial.state], measured, details, recipe)
 
 
 @dataclass
@@ -80,6 +80,9 @@ class Memory:
         known: (flops, divergence) of the models measured.
         linear: divergence of the best linear student by span name.
         seen: what was tried; failed trials may be tried again.
+        alone: (splice, measures) of the models with one.
+        composed: (predicted of what is thinned, predicted of the students beside it, measured) divergence of
+            compositions.
         refused: names of the spans that did not survive their replay.
     """
 
@@ -87,6 +90,8 @@ class Memory:
     known: list[tuple[int, float]] = field(default_factory=list)
     linear: dict[str, float] = field(default_factory=dict)
     seen: Seen = field(default_factory=dict)
+    alone: list[tuple[Splice, Measures]] = field(default_factory=list)
+    composed: list[tuple[float, float, float]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
 
@@ -98,18 +103,25 @@ def remember(study: optuna.Study) -> Memory:
         if splice is None or "duplicate_of" in outcome.details:
             continue
         if outcome.state != "failed":
-            memory.seen[splice.asked] = (trial.number, outcome)
+            memory.seen[tuple(one.asked for one in outcome.recipe)] = (trial.number, outcome)
         if outcome.details.get("refused_by_replay"):
             memory.refused.append(splice.span_name)
         baseline = outcome.details.get("linear_divergence")
         if baseline is not None:
             memory.linear[splice.span_name] = baseline
         if outcome.measures is not None:
-            memory.known.append((outcome.measures.flops, outcome.measures.divergence))
+            divergence = outcome.measures.divergence
+            memory.known.append((outcome.measures.flops, divergence))
+            predicted = outcome.details.get("predicted")
+            if predicted is not None:
+                memory.composed.append((predicted["thinned"], predicted["spliced"], divergence))
+                continue
+            memory.alone.append((splice.asked, outcome.measures))
             if baseline is not None:
-                memory.rule.learn(outcome.measures.divergence, baseline)
+                memory.rule.learn(divergence, baseline)
             elif splice.family == "ridge":
-                memory.linear.setdefault(splice.span_name, outcome.measures.divergence)
+                raw = outcome.details.get("unhealed", {}).get("divergence", divergence)
+                memory.linear.setdefault(splice.span_name, raw)
     return memory
 
 

@@ -42,9 +42,10 @@ class SeededSampler(BaseSampler):
         seed: int,
         make: Callable[[int], BaseSampler] = tpe,
         worthwhile: Callable[[Mapping[str, Any]], bool] = lambda params: True,
+        propose: Callable[[int], Mapping[str, Any] | None] = lambda number: None,
     ) -> None:
         self._space, self._seeds, self._seed, self._make = dict(space), list(seeds), seed, make
-        self._worthwhile = worthwhile
+        self._worthwhile, self._propose = worthwhile, propose
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {name: kind for name, kind in self._space.items() if not kind.single()}
@@ -54,6 +55,9 @@ class SeededSampler(BaseSampler):
     ) -> dict[str, Any]:
         if trial.number < len(self._seeds):
             return dict(self._seeds[trial.number])
+        own = self._propose(trial.number)
+        if own is not None:
+            return dict(own)
         params: dict[str, Any] = {}
         for attempt in range(TRIES):
             again = f"attempt {attempt}" if attempt else ""

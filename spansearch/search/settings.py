@@ -38,6 +38,8 @@ class Search:
         held_out: share of the calibration examples kept apart from fitting.
         seed: every random choice follows from it.
         seeds: at most so many closed-form students of the predicted front are tried first.
+        compose: try splices inside compositions of several as well.
+        healing: correct the layers behind splices in closed form.
         audit: share of the pruned proposals that are run anyway.
         memory_budget: bytes of activations in memory; more goes to files in the run's directory.
         dtype: in which activations are stored.
@@ -54,6 +56,8 @@ class Search:
     held_out: float = 0.25
     seed: int = 0
     seeds: int = 16
+    compose: bool = True
+    healing: bool = True
     audit: float = 0.05
     memory_budget: int = 4 << 30
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"

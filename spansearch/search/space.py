@@ -20,6 +20,9 @@ from spansearch.search.sizes import Sizes
 from spansearch.spans import CutPoint, Span, Spans
 from spansearch.students import Init, family
 
+LEAST, STEP = 0.05, 0.05
+"""Of the budgets that are tried, shares of the teacher's flops."""
+
 
 class Space:
     """The search space of a study.
@@ -79,6 +82,7 @@ class Space:
             "family": CategoricalDistribution(self.families),
             "width": FloatDistribution(low, high, log=True),
             "init": CategoricalDistribution(("warm", "scratch")),
+            "budget": FloatDistribution(LEAST if self.settings.compose else 1.0, 1.0, step=STEP),
         }
 
     def width(self, splice: Splice) -> float:
@@ -134,8 +138,14 @@ class Space:
             return None
         return self._splice(name, span, width, "warm")
 
-    def encode(self, span: Span, name: str, width: float = 1.0, init: Init = "warm") -> dict[str, Any]:
-        """Parameters that stand for a family's student of a span."""
+    def budget(self, params: Mapping[str, Any]) -> float:
+        """The share of the teacher's flops that the model of a proposal may cost; 1 for a splice alone."""
+        return round(float({**self._constants, **params}["budget"]), 4)
+
+    def encode(
+        self, span: Span, name: str, width: float = 1.0, init: Init = "warm", budget: float = 1.0
+    ) -> dict[str, Any]:
+        """Parameters that stand for a family's student of a span, in a composition of a budget."""
         low, high = self.settings.widths
         return {
             "left": self._position[span.start.name],
@@ -143,6 +153,7 @@ class Space:
             "family": name,
             "width": min(max(width, low), high),
             "init": init,
+            "budget": budget,
         }
 
     def refuse(self, span_name: str) -> None:

@@ -116,14 +116,27 @@ def between(lost: Tensor, seen: dict[float, float]) -> Tensor:
 def allocated(hidden: Sequence[Hidden], curves: Sequence[Tensor], counts: Sequence[int]) -> list[int]:
     """How many groups of each hidden features stay, for no more flops than with these ``counts`` of each.
 
-    Greedily: the next to go are those whose flops cost least divergence each, as many of a layer at once as
-    pay best. Where the counts given are predicted to do no worse they are returned.
+    Where the counts given are predicted to do no worse they are returned.
 
     Args:
         curves: of each the divergence when k groups stay, as from ``missed``.
     """
-    state = _State(hidden, [one.groups for one in hidden])
-    limit = _State(hidden, counts).flops
+    chosen = shared_out(hidden, curves, _State(hidden, counts).flops - _State(hidden, ()).flops)
+
+    def predicted(some: Sequence[int]) -> float:
+        return sum(float(curve[count]) for curve, count in zip(curves, some, strict=True))
+
+    return list(counts) if chosen is None or predicted(counts) <= predicted(chosen) else chosen
+
+
+def shared_out(hidden: Sequence[Hidden], curves: Sequence[Tensor], less: float) -> list[int] | None:
+    """How many groups of each hidden features stay so that flops change by ``less``, below 0, or go further.
+
+    Greedily: the next to go are those whose flops cost least divergence each, as many of a layer at once as
+    pay best. None where nothing is left that could go.
+    """
+    state = _State(hidden, ())
+    limit = state.flops + less
     levels = [_levels(one.groups) for one in hidden]
     while state.flops > limit:
         best: tuple[float, int, int] | None = None
@@ -135,7 +148,7 @@ def allocated(hidden: Sequence[Hidden], curves: Sequence[Tensor], counts: Sequen
                     worse = float(curve[fewer] - curve[now]) / gain
                     best = min(best, (worse, k, fewer)) if best else (worse, k, fewer)
         if best is None:
-            return list(counts)
+            return None
         state.set(best[1], best[2])
     while True:  # the last step may have gone further than it had to
         fitting = [
@@ -145,12 +158,9 @@ def allocated(hidden: Sequence[Hidden], curves: Sequence[Tensor], counts: Sequen
             if more > now and state.flops - state.saved(k, more) <= limit
         ]
         if not fitting or max(fitting)[0] <= 0:
-            break
+            return state.counts
         _, k, more = max(fitting)
         state.set(k, more)
-    chosen = sum(float(curve[count]) for curve, count in zip(curves, state.counts, strict=True))
-    given = sum(float(curve[count]) for curve, count in zip(curves, counts, strict=True))
-    return state.counts if chosen < given else list(counts)
 
 
 def _levels(groups: int) -> list[int]:
@@ -163,7 +173,7 @@ class _State:
     def __init__(self, hidden: Sequence[Hidden], counts: Sequence[int]) -> None:
         self.hidden, self.counts = hidden, [one.groups for one in hidden]
         self.left = {op: flops for one in hidden for op, flops in one.flops.items()}
-        for k, count in enumerate(counts):
+        for k, count in enumerate(counts):  # none: all stay
             self.set(k, count)
 
     @property

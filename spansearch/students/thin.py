@@ -48,7 +48,7 @@ class Thin:
     counts: tuple[int, ...] | None = None
 
     def refuses(self, span: Span) -> str | None:
-        if not _thinned(span):
+        if not thinnable(span):
             return "thin lets features go that one layer alone reads, and no layer inside the span does"
         return None
 
@@ -58,7 +58,7 @@ class Thin:
     def cost(self, span: Span, size: int) -> Cost:
         """Of the span's layers, without what goes; parameters of the layers that changed. A student whose
         layers keep different shares costs no more flops than this."""
-        hidden = _thinned(span)
+        hidden = thinnable(span)
         with torch.device("meta"):
             params = parameter_count(self.build(span, size))
         return Cost(round(span.flops - share(hidden, self._even(span, size))), params)
@@ -75,7 +75,7 @@ class Thin:
     def _built(span: Span, counts: Sequence[int]) -> nn.Module:
         modules: dict[str, nn.Module] = {}
         attributes: dict[str, dict[str, int]] = {}
-        for hidden, count in zip(_thinned(span), counts, strict=True):
+        for hidden, count in zip(thinnable(span), counts, strict=True):
             own = {path: modules.get(path, hidden.modules[path]) for path in hidden.paths}
             modules.update(hidden.narrowed(own, torch.arange(count)))
             give_bias(hidden.reader_of(modules))
@@ -87,7 +87,7 @@ class Thin:
         if self.counts is not None:
             return list(self.counts)
         most = _most(span)
-        return [max(1, round(hidden.groups * size / most)) for hidden in _thinned(span)]
+        return [max(1, round(hidden.groups * size / most)) for hidden in thinnable(span)]
 
     def order(self, fit: Moments, weight: Tensor, group: int) -> Elimination:
         """In which groups of features go; a family that ranks them in another way overrides this."""
@@ -99,11 +99,11 @@ class Thin:
         whole = span.found.whole
         counts = self._even(span, size)
         if not self.even and self.counts is None and len(counts) > 1:
-            counts = allocated(_thinned(span), missed(_thinned(span), whole, evidence), counts)
+            counts = allocated(thinnable(span), missed(thinnable(span), whole, evidence), counts)
         walk = evidence.walk(whole)
         modules: dict[str, nn.Module] = {}
         attributes: dict[str, dict[str, int]] = {}
-        for hidden, count in zip(_thinned(span), counts, strict=True):
+        for hidden, count in zip(thinnable(span), counts, strict=True):
             if walk.edited is None:
                 aim, pair = None, evidence.layer(hidden.reader)
             else:
@@ -148,18 +148,18 @@ def thinned(
     return made
 
 
-def _thinned(span: Span) -> tuple[Hidden, ...]:
+def thinnable(span: Span) -> tuple[Hidden, ...]:
     return tuple(hidden for hidden in span.hidden if is_layer(hidden.reader_of(hidden.modules)))
 
 
 def _most(span: Span) -> int:
     """Groups of the widest layer."""
-    return max(hidden.groups for hidden in _thinned(span))
+    return max(hidden.groups for hidden in thinnable(span))
 
 
 def counts_in(span: Span, state: Mapping[str, Tensor]) -> list[int]:
     """Groups that stayed of each layer in a student's state_dict, by the inputs of those that read them."""
-    readers = [(f"{key_in(h.reader, h.opened)}.weight", h.inputs) for h in _thinned(span)]
+    readers = [(f"{key_in(h.reader, h.opened)}.weight", h.inputs) for h in thinnable(span)]
     return [state[key].shape[1] // inputs for key, inputs in readers]
 
 

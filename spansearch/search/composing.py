@@ -1,0 +1,250 @@
+"""Which splices go together: a given one inside the best composition known that costs no more than a budget.
+
+Divergences of single splices add up well enough to rank compositions, so one is chosen by their sum: of the
+students measured by themselves a few that do not overlap, and in the layers between them as many features
+thinned out as the budget asks for, where the output misses them least. What such sums were worth so far,
+compared with what compositions came to when they were measured, corrects the two kinds against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import numpy as np
+from torch import Tensor
+
+from spansearch.errors import SpanError
+from spansearch.recipe import Recipe, Splice
+from spansearch.spans import CutPoint, Hidden, Span, Spans
+from spansearch.spans.hidden import share
+from spansearch.students.allocation import shared_out
+
+MOST = 20  # students of the library that are considered beside the given one
+BESIDE = 2  # at most so many of them at once
+ENOUGH = 5  # compositions measured before sums are corrected
+
+
+@dataclass(frozen=True)
+class Item:
+    """A student measured by itself.
+
+    Attributes:
+        splice, span: which.
+        saved: flops of the model that go with it, for one example.
+        divergence: of the model with it alone; 0 where that is not known.
+    """
+
+    splice: Splice
+    span: Span
+    saved: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A composition that was not measured yet.
+
+    Attributes:
+        recipe: its splices in the order of the forward pass.
+        thinned, spliced: predicted divergence of what is thinned out, and of the students beside it.
+        flops: of the model, for one example.
+    """
+
+    recipe: Recipe
+    thinned: float
+    spliced: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a predicted divergence is worth: factors for both kinds, learnt from measured compositions.
+
+    Source: non-negative least squares on relative errors.
+    """
+
+    thinned: float = 1.0
+    spliced: float = 1.0
+
+    @classmethod
+    def learnt(cls, seen: Sequence[tuple[float, float, float]]) -> Correction:
+        """From (predicted of what is thinned, predicted of the students beside it, measured)."""
+        rows = [(t / m, s / m) for t, s, m in seen if m > 0 and t + s > 0]
+        if len(rows) < ENOUGH:
+            return cls()
+        A = np.array(rows)
+        factors, *_ = np.linalg.lstsq(A, np.ones(len(A)), rcond=None)
+        if not np.isfinite(factors).all() or (factors <= 0).any():
+            ratio = float(1 / np.median(A.sum(1)))
+            return cls(ratio, ratio)
+        return cls(float(factors[0]), float(factors[1]))
+
+    def of(self, plan: Plan) -> float:
+        return self.thinned * plan.thinned + self.spliced * plan.spliced
+
+
+class Library:
+    """The students measured by themselves, and what the sums of their divergences were worth.
+
+    Attributes:
+        items: the students, in the order in which they were measured.
+    """
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self._seen: list[tuple[float, float, float]] = []
+
+    def add(self, splice: Splice, span: Span, saved: float, divergence: float) -> None:
+        """A student was measured by itself."""
+        self.items.append(Item(splice, span, saved, divergence))
+
+    def learn(self, thinned: float, spliced: float, divergence: float) -> None:
+        """A composition of these predicted divergences (Plan) was measured."""
+        self._seen.append((thinned, spliced, divergence))
+
+    def divergence(self, splice: Splice) -> float:
+        """Of the model with a student alone; 0 where that is not known."""
+        return next((item.divergence for item in self.items if item.splice == splice), 0.0)
+
+    @property
+    def correction(self) -> Correction:
+        return Correction.learnt(self._seen)
+
+
+class Composer:
+    """Chooses compositions.
+
+    Args:
+        found: the teacher's spans, at full resolution.
+        hidden: hidden features that may be thinned out, in the order in which they are read.
+        curves: of each, the model's divergence when k of its groups stay (students/allocation.py).
+    """
+
+    def __init__(self, found: Spans, hidden: Sequence[Hidden], curves: Sequence[Tensor]) -> None:
+        self.found, self.hidden, self.curves = found, list(hidden), list(curves)
+        self._cuts = [found.position(cut) for cut in found.cuts]
+        self._hulls = [_hull(one, curve) for one, curve in zip(hidden, curves, strict=True)]
+
+    def plan(
+        self, given: Item, library: Sequence[Item], budget: float, correction: Correction
+    ) -> Plan | None:
+        """The composition with the given student that is predicted to be best at a budget of flops.
+
+        None where nothing known brings the model down to it.
+        """
+        best: tuple[float, tuple[Item, ...]] | None = None
+        for items in self._sets(given, library):
+            thinned = self._predicted(items, budget)
+            if thinned is not None:
+                spliced = sum(item.divergence for item in items)
+                score = correction.thinned * thinned + correction.spliced * spliced
+                best = min(best, (score, items), key=lambda one: one[0]) if best else (score, items)
+        return None if best is None else self._made(best[1], budget)
+
+    def _sets(self, given: Item, library: Sequence[Item]) -> Iterator[tuple[Item, ...]]:
+        apart = [
+            item for item in library if not item.span.nested and not item.span.plan.ops & given.span.plan.ops
+        ]
+        # those that save most for what they cost; of one span two at most
+        apart.sort(key=lambda item: (item.divergence / max(item.saved, 1.0), str(item.splice)))
+        few: list[Item] = []
+        for item in apart:
+            if sum(other.span == item.span for other in few) < 2:
+                few.append(item)
+        few = few[:MOST]
+        yield (given,)
+        for number in range(1, BESIDE + 1):
+            for some in combinations(few, number):
+                ops = [item.span.plan.ops for item in some]
+                if all(not a & b for a, b in combinations(ops, 2)):
+                    yield (given, *some)
+
+    def _predicted(self, items: Sequence[Item], budget: float) -> float | None:
+        """Divergence of what has to be thinned beside some students; None where that is not enough."""
+        need = self.found.flops - budget - sum(item.saved for item in items)
+        if need <= 0:
+            return 0.0
+        free = self._free(items)
+        if not free:
+            return None
+        saved = np.concatenate([self._hulls[k][0] for k in free])
+        worse = np.concatenate([self._hulls[k][1] for k in free])
+        order = np.argsort(worse / saved, kind="stable")
+        saved, worse = saved[order].cumsum(), worse[order].cumsum()
+        if not len(saved) or saved[-1] < need:
+            return None
+        return float(np.interp(need, np.concatenate([[0.0], saved]), np.concatenate([[0.0], worse])))
+
+    def _free(self, items: Sequence[Item]) -> list[int]:
+        """Hidden features in the gaps that some students leave."""
+        gaps = self._gaps(items)
+        return [k for k, one in enumerate(self.hidden) if any(one.ops <= gap.plan.ops for gap in gaps)]
+
+    def _gaps(self, items: Sequence[Item]) -> list[Span]:
+        """The longest legal spans of the whole network that no student touches."""
+        taken = frozenset[int]().union(*(item.span.plan.ops for item in items))
+        places = sorted(self.found.place(op) for op in taken)
+        gaps: list[Span] = []
+        start: CutPoint | None = None
+        cuts = self.found.cuts
+        for k, cut in enumerate(cuts):
+            if start is None:
+                start = cut
+            inside = k + 1 < len(cuts) and any(self._cuts[k] < place <= self._cuts[k + 1] for place in places)
+            if inside or k + 1 == len(cuts):
+                if start != cut:
+                    gaps += self._legal(start, cut)
+                start = None
+        return gaps
+
+    def _legal(self, start: CutPoint, stop: CutPoint) -> list[Span]:
+        try:
+            return [self.found[start.name, stop.name]]
+        except SpanError:
+            return []
+
+    def _made(self, items: Sequence[Item], budget: float) -> Plan | None:
+        free = self._free(items)
+        saved = sum(item.saved for item in items)
+        whole = [self.hidden[k].groups for k in free]
+        counts = whole
+        limit = budget - (self.found.flops - saved)
+        if limit < 0:
+            hidden = [self.hidden[k] for k in free]
+            reached = shared_out(hidden, [self.curves[k] for k in free], limit)
+            if reached is None:
+                return None
+            counts = reached
+        kept = dict(zip(free, counts, strict=True))
+        splices = [(self.found.position(item.span.start), item.splice) for item in items]
+        for gap in self._gaps(items):
+            inside = [k for k in free if self.hidden[k].ops <= gap.plan.ops]
+            if any(kept[k] < self.hidden[k].groups for k in inside):
+                groups = tuple(kept[k] for k in inside)
+                size = max(groups)
+                one = Splice(gap.start.name, gap.stop.name, "thin", size, counts=groups)
+                splices.append((self.found.position(gap.start), one))
+        thinned = sum(float(self.curves[k][kept[k]]) for k in free)
+        flops = self.found.flops - saved
+        flops -= share([self.hidden[k] for k in free], counts)
+        ordered = tuple(splice for _, splice in sorted(splices, key=lambda pair: (pair[0], str(pair[1]))))
+        return Plan(ordered, thinned, sum(item.divergence for item in items), flops)
+
+
+def _hull(hidden: Hidden, curve: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The steps of the lower convex hull of (flops saved, divergence): flops and divergence of each, the
+    cheapest divergence for its flops first."""
+    flops = sum(hidden.flops.values())
+    points = [(flops * (1 - k / hidden.groups), float(curve[k])) for k in range(hidden.groups, 0, -1)]
+    hull: list[tuple[float, float]] = []
+    for x, y in points:
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (y - hull[-2][1]) * (
+            hull[-1][0] - hull[-2][0]
+        ):
+            hull.pop()
+        hull.append((x, y))
+    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(hull) if b[0] > a[0]]
+    array = np.array(steps, dtype=float).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
