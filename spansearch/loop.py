@@ -224,9 +224,11 @@ class Loop:
 
     def _library(self, memory: Memory) -> Library:
         library, found = Library(), self.bench.found
-        for splice, measures in memory.alone:
-            saved = (1 - measures.flops_ratio) * found.flops
-            library.add(splice, found[splice.start, splice.stop], saved, measures.divergence)
+        for splice, outcome in memory.alone:
+            measures, span = outcome.measures, found[splice.start, splice.stop]
+            assert measures is not None
+            saved, entry = (1 - measures.flops_ratio) * found.flops, outcome.details["student"]
+            library.add(Item(splice.asked, span, saved, measures.divergence, splice.depth, entry))
         for figures in memory.composed:
             library.learn(*figures)
         return library

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from spansearch.store import StudentFiles
 from spansearch.students import Fitted, family, fit_student, student_cost
 from spansearch.students.allocation import missed
 from spansearch.workbench import Workbench
+
+log = logging.getLogger("spansearch")
 
 State = Literal["complete", "pruned", "failed"]
 TIE = 1e-6
@@ -129,7 +132,7 @@ class Proposals:
         alone = span.flops - student_cost(one.family, span, one.size).flops
         if not self.settings.compose or flops - alone <= budget * flops:
             return None
-        given = Item(one, span, alone, self.library.divergence(one))
+        given = self.library.get(one) or Item(one, span, alone, 0.0)
         return self.composer.plan(given, self.library.items, budget * flops, self.library.correction)
 
     @cached_property
@@ -176,8 +179,7 @@ class Proposals:
             for each, span in zip(plan.recipe, spans, strict=True):
                 student = None
                 if family(each.family).gradient:
-                    fitted = self._fit(each.asked, span)
-                    each, student = replace(each, depth=fitted.depth), fitted.student
+                    each, student = self._alone(each, span)
                 recipe.append(each)
                 parts.append(Part(span, each.family, each.size, each.depth, student, each.counts))
             composed = self._composed(parts)
@@ -187,6 +189,20 @@ class Proposals:
         self.known.append((measures.flops, measures.divergence))
         self.library.learn(plan.thinned, plan.spliced, measures.divergence)
         return Outcome("complete", measures, details, tuple(recipe))
+
+    def _alone(self, one: Splice, span: Span) -> tuple[Splice, nn.Module]:
+        """A student by itself, and what it grew to: as it was fitted before, where that is still there."""
+        known = self.library.get(one)
+        if known is not None and known.entry is not None:
+            part = Part(span, one.family, one.size, known.depth)
+            try:
+                kept = Composition.restored([part], self.files.load(known.entry), self.bench.teacher)
+            except (StudyError, KeyError, RuntimeError) as error:
+                log.warning("%s is fitted again: %s", one, error)
+            else:
+                return replace(one, depth=known.depth), kept.students[span].to(self.bench.device)
+        fitted = self._fit(one, span)
+        return replace(one, depth=fitted.depth), fitted.student
 
     def _composed(self, parts: Sequence[Part]) -> Composition:
         return compose(parts, self.bench.evidence, self.bench.found.whole, self.settings.healing)
@@ -253,7 +269,8 @@ class Proposals:
         self.known.append((measures.flops, measures.divergence))
         if linear is not None:
             self.rule.learn(measures.divergence, linear)
-        self.library.add(one, span, self._saved(measures), measures.divergence)
+        saved, entry = self._saved(measures), details["student"]
+        self.library.add(Item(one, span, saved, measures.divergence, fitted.depth, entry))
         return Outcome("complete", measures, details, (made,))
 
     def _within_reach(self, measures: Measures, span: Span) -> bool:
@@ -351,5 +368,5 @@ def rebuild(bench: Workbench, files: StudentFiles, recipe: Recipe, entry: Mappin
         composed = Composition.restored(parts, state, bench.teacher)
     except (AttributeError, KeyError, RuntimeError) as error:
         said = "; ".join(map(str, recipe))
-        raise StudyError(f"The stored students do not fit {said}: {error}") from error
+        raise StudyError(f"What is stored does not fit {said}: {error}") from error
     return composed.model(bench.teacher).to(bench.device)

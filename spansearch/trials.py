@@ -31,7 +31,7 @@ def suggest(trial: Trial, space: Space) -> dict[str, Any]:
         if isinstance(kind, IntDistribution):
             values[name] = trial.suggest_int(name, kind.low, kind.high)
         elif isinstance(kind, FloatDistribution):
-            values[name] = trial.suggest_float(name, kind.low, kind.high, log=kind.log)
+            values[name] = trial.suggest_float(name, kind.low, kind.high, step=kind.step, log=kind.log)
         elif isinstance(kind, CategoricalDistribution):
             values[name] = trial.suggest_categorical(name, kind.choices)
     return values
@@ -80,7 +80,7 @@ class Memory:
         known: (flops, divergence) of the models measured.
         linear: divergence of the best linear student by span name.
         seen: what was tried; failed trials may be tried again.
-        alone: (splice, measures) of the models with one.
+        alone: (splice, outcome) of the models with one.
         composed: (predicted of what is thinned, predicted of the students beside it, measured) divergence of
             compositions.
         refused: names of the spans that did not survive their replay.
@@ -90,7 +90,7 @@ class Memory:
     known: list[tuple[int, float]] = field(default_factory=list)
     linear: dict[str, float] = field(default_factory=dict)
     seen: Seen = field(default_factory=dict)
-    alone: list[tuple[Splice, Measures]] = field(default_factory=list)
+    alone: list[tuple[Splice, Outcome]] = field(default_factory=list)
     composed: list[tuple[float, float, float]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
@@ -116,7 +116,7 @@ def remember(study: optuna.Study) -> Memory:
             if predicted is not None:
                 memory.composed.append((predicted["thinned"], predicted["spliced"], divergence))
                 continue
-            memory.alone.append((splice.asked, outcome.measures))
+            memory.alone.append((splice, outcome))
             if baseline is not None:
                 memory.rule.learn(divergence, baseline)
             elif splice.family == "ridge":

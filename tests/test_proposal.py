@@ -13,6 +13,7 @@ from spansearch.evaluate import Measures
 from spansearch.proposal import TIE, Outcome, Proposals, Rates, loss, rebuild
 from spansearch.recipe import Splice
 from spansearch.search import RidgeRule, audited
+from spansearch.search.composing import Library
 from spansearch.store import StudentFiles
 from spansearch.students import refusal
 
@@ -24,7 +25,7 @@ def measures(drop: float, divergence: float) -> Measures:
 def made(directory: Path, kind: str = "mlp", **search: Any) -> Proposals:
     study = ss.Study(tasks.make(kind), directory=directory, search=tasks.quick(**search))
     files = StudentFiles(directory / "students")
-    return Proposals(study.bench, study.space, study.search, files, RidgeRule(), Rates({}), [], {})
+    return Proposals(study.bench, study.space, study.search, files, RidgeRule(), Rates({}), [], {}, Library())
 
 
 def splice(proposals: Proposals, family: str, size: int = 0, init: Any = "warm", span: int = -1) -> Splice:
@@ -52,9 +53,9 @@ def test_a_proposal_is_measured_stored_and_rebuilt(
     one = splice(proposals, name, size, init)
     outcome = proposals.carry_out(one)
     assert outcome.state == "complete", outcome.details
-    model = rebuild(proposals.bench, proposals.files, (one,), [outcome.details["student"]])
+    model = rebuild(proposals.bench, proposals.files, outcome.recipe, outcome.details["student"])
     assert proposals.bench.validation.measure(model) == outcome.measures
-    assert outcome.details["student_params"] > 0
+    assert outcome.details["student_params"][0] > 0 and outcome.recipe == (one,)
     announced = proposals._flops(one, proposals.space.span(one))  # what the rule goes by
     assert outcome.measures is not None and outcome.measures.flops == announced
     again = made(tmp_path / "again", kind).carry_out(one)

@@ -42,6 +42,9 @@ def trial(number: int, found: Measures | None, **details: Any) -> tuple[int, Spl
     return number, Splice("a", "b", "lowrank", number + 1), Outcome(state, found, details)
 
 
+SPLICE = {"start", "stop", "family", "width", "params", "size", "init", "depth", "counts"}
+
+
 def test_the_data_has_the_keys_that_are_promised(study: ss.Study) -> None:
     data = json.loads(json.dumps(study.front(split="test").to_json(), allow_nan=False))
     assert data.keys() == KEYS
@@ -58,7 +61,7 @@ def test_the_data_has_the_keys_that_are_promised(study: ss.Study) -> None:
         low, high = member["test"]["ci95"]
         assert low <= member["test"]["score_drop"] <= high
         for splice in member["splices"]:
-            assert splice.keys() == {"start", "stop", "family", "width", "params", "size", "init", "depth"}
+            assert splice.keys() == SPLICE
             assert 0 < splice["width"] <= 1 and splice["params"] >= 0
         assert member["flops_ratio"] == member["flops"] / data["teacher"]["flops"]
         assert member["score_drop"] == data["teacher"]["score"] - member["score"]
@@ -168,7 +171,7 @@ def test_the_table_has_a_row_a_member_and_the_same_columns_when_empty(
         assert float(row["score"]) == member.measures.score and int(row["trial"]) == member.trial
         assert member.test is not None
         assert float(row["test_ci95_low"]) == member.test["ci95"][0]
-        assert row["splices"] == str(member.splices[0])
+        assert row["splices"] == "; ".join(map(str, member.splices))
     assert front[0].test == front.to_json()["front"][0]["test"]  # making the table took nothing away
     untested = study.front("params", "divergence").to_dataframe()
     assert len(untested) >= 1 and tuple(untested.columns) == COLUMNS

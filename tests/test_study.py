@@ -46,15 +46,17 @@ def test_every_trial_is_complete_in_itself(whole: ss.Study) -> None:
         assert splice is not None and measures is not None
         assert trial.values == [loss(measures), measures.flops]
         assert trial.user_attrs["measures"].keys() == {f.name for f in dataclasses.fields(measures)}
-        assert from_json(trial.user_attrs["recipe"]) == (splice,) == (whole.space.decode(trial.params),)
-        assert 0 < details["width"] <= 1 and details["student_params"] >= 0
+        assert from_json(trial.user_attrs["recipe"]) == outcome.recipe
+        assert splice.asked == whole.space.decode(trial.params) and splice in outcome.recipe
+        assert all(0 < width <= 1 for width in details["widths"]) and min(details["student_params"]) >= 0
+        assert len(details["widths"]) == len(details["student_params"]) == len(outcome.recipe)
         entry = details["student"]
         assert whole.files.load(entry) is not None
         stored.add(entry["file"])
         if "duplicate_of" not in details:
             seconds = details["seconds"]
             assert seconds["total"] >= seconds["fitting"] + seconds["evaluating"] > 0
-            assert details["held_out_error"] >= 0
+            assert "predicted" in details or details["held_out_error"] >= 0
     assert {p.name for p in (whole.directory / "students").iterdir()} == stored
 
 
@@ -182,7 +184,7 @@ def test_without_audit_every_condemned_proposal_is_pruned(tmp_path: Path, eager:
 
 
 def test_duplicates_cost_nothing_and_are_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = new(tmp_path, "cnn", families=("identity", "ridge"), nested=False)
+    study = new(tmp_path, "cnn", families=("identity", "ridge"), nested=False, compose=False)
     fitted = count(monkeypatch, proposal, "fit_student")
     carried_out = count(monkeypatch, proposal.Proposals, "carry_out")
     study.run(30)
@@ -325,3 +327,65 @@ def test_a_study_opens_from_its_file_or_its_directory(tmp_path: Path) -> None:
         ss.Study.open(directory, directory=tmp_path)
     with pytest.raises(ss.TaskError, match="SEARCH must be"):
         ss.Study.open(tasks.study_file(tmp_path / "other.py", "mlp", "SEARCH = 3"))
+
+
+def test_compositions_are_measured_stored_and_known_to_a_resumed_study(tmp_path: Path) -> None:
+    """Several splices in one trial: within their budget, loaded exactly, the same after a stop."""
+    families = ("ridge", "lowrank", "thin")
+    straight = new(tmp_path / "straight", "cnn", families=families)
+    straight.run(22)
+    composed = [(t, o) for t in straight.finished() for o in [outcome_of(t)[1]] if len(o.recipe) > 1]
+    assert len(composed) >= 2
+    for trial, outcome in composed:
+        assert outcome.measures is not None and "predicted" in outcome.details
+        assert outcome.measures.flops_ratio <= trial.params["budget"] + 1e-6
+        model = straight._load(outcome.recipe[0], outcome)
+        assert straight.bench.validation.measure(model) == outcome.measures
+    stopped = new(tmp_path / "stopped", "cnn", families=families)
+    stopped.run(13)
+    again = new(tmp_path / "stopped", "cnn", families=families)
+    again.run(22)
+    assert table(again) == table(straight)
+
+
+def test_a_healed_splice_is_kept_only_where_it_is_better(tmp_path: Path) -> None:
+    raw, healed = (
+        new(tmp_path / str(on), "cnn", families=("ridge", "lowrank"), compose=False, healing=on)
+        for on in (False, True)
+    )
+    for study in (raw, healed):
+        study.run(8)
+    before = {s: o.measures for s, o in map(outcome_of, raw.finished()) if o.measures}
+    better = 0
+    for splice, outcome in map(outcome_of, healed.finished()):
+        if "unhealed" not in outcome.details or outcome.measures is None:
+            continue
+        was = outcome.details["unhealed"]["divergence"]
+        assert outcome.measures.divergence <= was
+        if splice in before:
+            assert before[splice].divergence == was
+        better += outcome.measures.divergence < was
+        model = healed._load(splice, outcome)
+        assert healed.bench.validation.measure(model) == outcome.measures
+    assert better
+
+
+def test_a_student_fitted_once_is_reused_in_compositions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = new(tmp_path, "cnn", families=("conv", "thin"), nested=False)
+    fits, alone, reused = count(monkeypatch, proposal, "fit_student"), set(), 0
+    before = 0
+
+    def look(number: int, splice: Any, outcome: Any) -> None:
+        nonlocal before, reused
+        gradient = [one.asked for one in outcome.recipe if one.family == "conv"]
+        if "predicted" not in outcome.details:
+            alone.update(gradient if outcome.measures else ())
+        elif gradient and set(gradient) <= alone:
+            assert fits[0] == before
+            reused += 1
+        before = fits[0]
+
+    study.run(24, on_trial=look)
+    assert reused

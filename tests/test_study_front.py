@@ -119,7 +119,7 @@ def test_a_stored_student_that_does_not_fit_its_splice_is_refused(tmp_path: Path
     assert splice is not None and splice.size
     larger = dataclasses.replace(splice, size=splice.size + 1)
     with pytest.raises(ss.StudyError, match="does not fit"):
-        proposal.rebuild(study.bench, study.files, (larger,), [outcome.details["student"]])
+        proposal.rebuild(study.bench, study.files, (larger,), outcome.details["student"])
 
 
 def test_members_of_a_study_of_an_older_version_are_refused_as_such(tmp_path: Path) -> None:

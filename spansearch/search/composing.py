@@ -8,9 +8,10 @@ compared with what compositions came to when they were measured, corrects the tw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -34,12 +35,16 @@ class Item:
         splice, span: which.
         saved: flops of the model that go with it, for one example.
         divergence: of the model with it alone; 0 where that is not known.
+        depth: what it grew to.
+        entry: where its weights are kept, as StudentFiles.save said.
     """
 
     splice: Splice
     span: Span
     saved: float
     divergence: float
+    depth: int = 1
+    entry: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,17 +101,17 @@ class Library:
         self.items: list[Item] = []
         self._seen: list[tuple[float, float, float]] = []
 
-    def add(self, splice: Splice, span: Span, saved: float, divergence: float) -> None:
+    def add(self, item: Item) -> None:
         """A student was measured by itself."""
-        self.items.append(Item(splice, span, saved, divergence))
+        self.items.append(item)
 
     def learn(self, thinned: float, spliced: float, divergence: float) -> None:
         """A composition of these predicted divergences (Plan) was measured."""
         self._seen.append((thinned, spliced, divergence))
 
-    def divergence(self, splice: Splice) -> float:
-        """Of the model with a student alone; 0 where that is not known."""
-        return next((item.divergence for item in self.items if item.splice == splice), 0.0)
+    def get(self, splice: Splice) -> Item | None:
+        """What is known of a student, as asked for."""
+        return next((item for item in self.items if item.splice == splice), None)
 
     @property
     def correction(self) -> Correction:
