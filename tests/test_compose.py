@@ -204,3 +204,39 @@ def test_every_layer_may_be_healed():
     some, every = at.compose(part), at.compose(part, every=True)
     assert {step.path for step in some.steps} <= {step.path for step in every.steps}
     assert at.error(at.model(every)) < at.error(at.model(at.compose(part, healing=False)))
+
+
+class TorchEncoder(nn.Module):
+    """Attention modules of torch's own, whose output projections are never called."""
+
+    def __init__(self, norm_first: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=norm_first)
+        self.stem, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.stem(x)))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_layers_inside_torchs_attention_are_healed_and_come_back(norm_first):
+    torch.manual_seed(0)
+    teacher = TorchEncoder(norm_first).eval()
+    for name, parameter in teacher.named_parameters():
+        if "norm" not in name:
+            nn.init.normal_(parameter, std=0.3)
+    at = Known(teacher, torch.randn(300, 5, 6))
+    span = at.found["stem", "encoder.layers.0"]
+    part = Part(span, "thin", family("thin").size(span, 0.25))
+    raw, healed = at.compose(part, healing=False), at.compose(part)
+    assert any(path.endswith("self_attn.out_proj") for path in healed.healed)
+    model = at.model(healed)
+    assert at.error(model) < 0.8 * at.error(at.model(raw))
+    state = healed.state([span])
+    assert all("/" in name for name in state)
+    again = Composition.restored([part], {name: value.clone() for name, value in state.items()}, teacher)
+    with torch.no_grad():
+        assert torch.equal(at.model(again)(at.x), model(at.x))
+    with pytest.raises((KeyError, RuntimeError)):
+        Composition.restored([part], {}, teacher)

@@ -74,7 +74,8 @@ def run(
 
 
 def _line(splice: Splice | None, outcome: Outcome) -> str:
-    what = "" if splice is None else f"{described(splice)}: "
+    splices = outcome.recipe or (() if splice is None else (splice,))
+    what = "; ".join(map(described, splices)) + (": " if splices else "")
     if "duplicate_of" in outcome.details:
         return f"{what}the same as trial {outcome.details['duplicate_of']}"
     m = outcome.measures
