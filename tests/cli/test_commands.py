@@ -124,7 +124,7 @@ def test_every_line_of_a_trial_names_its_span_once_and_what_sizes_count(
     monkeypatch.setattr(
         Workbench, "refusal", lambda own, span: "passed by" if span.name == "3 -> 7" else refusal(own, span)
     )
-    search = "SEARCH = tasks.quick(families=('identity', 'ridge', 'lowrank'), seeds=1)"
+    search = "SEARCH = tasks.quick(families=('identity', 'ridge', 'lowrank'), seeds=1, compose=False)"
     ended = run("run", tasks.study_file(tmp_path / "study.py", "mlp", search), "--trials", "60")
     assert ended.code == 0, ended.err
     lines = [line for line in ended.err.splitlines() if "] trial " in line]
@@ -135,6 +135,15 @@ def test_every_line_of_a_trial_names_its_span_once_and_what_sizes_count(
     assert all(": lowrank, rank " in line for line in lines if "lowrank" in line)
     assert any("lowrank, rank " in line for line in ended.out.splitlines())
     assert not any(word in ended.err for word in ("no student", "pruned: ", "None"))
+
+
+def test_the_line_of_a_composition_names_all_its_splices(run: Run, tmp_path: Path) -> None:
+    search = "SEARCH = tasks.quick(families=('ridge', 'lowrank', 'thin'), seeds=4)"
+    ended = run("run", tasks.study_file(tmp_path / "study.py", "cnn", search), "--trials", "20")
+    assert ended.code == 0, ended.err
+    several = [line for line in ended.err.splitlines() if line.count(" -> ") > 1]
+    assert several and all(line.count(" -> ") == line.count("; ") + 1 for line in several)
+    assert any("; " in line and "thin, widest layer " in line for line in ended.out.splitlines())
 
 
 @pytest.mark.parametrize("where", ["refuses", "size"])
