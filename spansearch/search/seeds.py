@@ -11,7 +11,7 @@ from spansearch.ridge import RidgePath
 from spansearch.screen import Screening
 from spansearch.search.space import Space
 from spansearch.spans import Span
-from spansearch.students import student_cost
+from spansearch.students import family, student_cost
 
 RANK_WIDTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 HIDDEN_WIDTHS = (1 / 4, 1 / 2)
@@ -30,7 +30,8 @@ def predicted_front(
     Every span's identity, ridge and low-rank students are placed by the spliced model's flops and their
     held-out error; the non-dominated ones are proposed, evenly thinned to ``Search.seeds``, cheapest last.
     Then come the teacher's own layers with fewer features, and the spans of that front with a small
-    non-linear student each and with their first steps alone: the linear result must not veto them.
+    non-linear student each and with their first steps alone: the linear result must not veto them. Those
+    fitted by gradient come last.
 
     Args:
         flops: of the teacher, for one example.
@@ -57,7 +58,8 @@ def predicted_front(
             one = _first(space, names, spans[ends], width)
             if one is not None and not refused(space.span(one)):
                 proposals.setdefault(one, space.encode(spans[ends], one.family, width))
-    return list(proposals.values())
+    # what is fitted by gradient may take minutes, and is pruned by what is known by then
+    return sorted(proposals.values(), key=lambda params: family(params["family"]).gradient)
 
 
 def _first(space: Space, names: Sequence[str], span: Span, width: float) -> Splice | None:
