@@ -8,7 +8,7 @@ from torch import Tensor
 from spansearch.layer_moments import Pair
 from spansearch.layers import Layer, set_weight, weight_of
 from spansearch.moments import Decomposition, Moments
-from spansearch.ridge import STRENGTHS, solve_span
+from spansearch.ridge import STRENGTHS, RidgePath, solve_span
 
 CLOSER = (*STRENGTHS, 1e2, 1e3)
 """Strengths for a layer that is to stay near its own weights."""
@@ -31,13 +31,8 @@ def refit(layer: Layer, pair: Pair, own: Tensor, own_bias: Tensor | None, slope:
     own = own.to(fit.gram)
     priors = {"zero": None, "own": own * scale[:, None]}
     ridge = solve_span(Decomposition(fit, held), "y", priors=priors)
-    arrives = scale != 0
-    before = torch.zeros(len(own)) if own_bias is None else own_bias
-    set_weight(
-        layer,
-        torch.where(arrives[:, None], ridge.weight / scale[:, None], own),
-        torch.where(arrives, ridge.bias / scale, before.to(scale)),
-    )
+    bias = torch.zeros(len(own)) if own_bias is None else own_bias
+    _put(layer, ridge, scale, own, bias)
 
 
 @torch.no_grad()
@@ -63,13 +58,18 @@ def corrected(layer: Layer, pair: Pair, slope: Tensor | None) -> tuple[float, fl
     after = squared_error(held, ridge.weight, ridge.bias) / whole
     if not after < before:
         return before, before
+    _put(layer, ridge, scale, own, bias)
+    return before, after
+
+
+def _put(layer: Layer, ridge: RidgePath, scale: Tensor, own: Tensor, bias: Tensor) -> None:
+    """What was solved for ``scale`` times the output; outputs that do not arrive keep their own weights."""
     arrives = scale != 0
     set_weight(
         layer,
         torch.where(arrives[:, None], ridge.weight / scale[:, None], own),
-        torch.where(arrives, ridge.bias / scale, bias),
+        torch.where(arrives, ridge.bias / scale, bias.to(scale)),
     )
-    return before, after
 
 
 def squared_error(moments: Moments, weight: Tensor, bias: Tensor) -> float:

@@ -67,7 +67,7 @@ class Plan:
 class Correction:
     """What a predicted divergence is worth: factors for both kinds, learnt from measured compositions.
 
-    Source: non-negative least squares on relative errors.
+    By least squares on relative errors; where a factor comes out negative, one for both.
     """
 
     thinned: float = 1.0
@@ -131,6 +131,7 @@ class Composer:
         self.found, self.hidden, self.curves = found, list(hidden), list(curves)
         self._cuts = [found.position(cut) for cut in found.cuts]
         self._hulls = [_hull(one, curve) for one, curve in zip(hidden, curves, strict=True)]
+        self._between: dict[tuple[str, str], list[Span]] = {}  # planning a span costs more than choosing it
 
     def plan(
         self, given: Item, library: Sequence[Item], budget: float, correction: Correction
@@ -205,10 +206,14 @@ class Composer:
         return gaps
 
     def _legal(self, start: CutPoint, stop: CutPoint) -> list[Span]:
-        try:
-            return [self.found[start.name, stop.name]]
-        except SpanError:
-            return []
+        """The span between two cut points, if it is one."""
+        ends = (start.name, stop.name)
+        if ends not in self._between:
+            try:
+                self._between[ends] = [self.found[ends]]
+            except SpanError:
+                self._between[ends] = []
+        return self._between[ends]
 
     def _made(self, items: Sequence[Item], budget: float) -> Plan | None:
         free = self._free(items)
