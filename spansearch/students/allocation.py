@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -138,15 +139,17 @@ def shared_out(hidden: Sequence[Hidden], curves: Sequence[Tensor], less: float) 
     state = _State(hidden, ())
     limit = state.flops + less
     levels = [_levels(one.groups) for one in hidden]
+    arrays = [(curve.numpy(), np.array(some)) for curve, some in zip(curves, levels, strict=True)]
     while state.flops > limit:
         best: tuple[float, int, int] | None = None
-        for k, curve in enumerate(curves):
-            now = state.counts[k]
-            for fewer in levels[k]:
-                gain = state.saved(k, fewer) if fewer < now else 0.0
-                if gain > 0:
-                    worse = float(curve[fewer] - curve[now]) / gain
-                    best = min(best, (worse, k, fewer)) if best else (worse, k, fewer)
+        for k, (curve, some) in enumerate(arrays):
+            now, whole = state.counts[k], state.saved(k, 0)  # flops of all that is left
+            fewer = some[some < now]
+            if whole > 0 and len(fewer):
+                worse = (curve[fewer] - curve[now]) / (whole * (1 - fewer / now))
+                cheapest = int(worse.argmin())
+                found = (float(worse[cheapest]), k, int(fewer[cheapest]))
+                best = min(best, found) if best else found
         if best is None:
             return None
         state.set(best[1], best[2])
