@@ -15,7 +15,7 @@ from torch import nn
 
 import spansearch as ss
 from benchmarks.records import Record, Records
-from benchmarks.span_choice import chosen_spans
+from benchmarks.span_choice import chosen_spans, same_shape_spans
 from spansearch.evidence import Evidence
 from spansearch.fit import find_rate
 from spansearch.screen import Screening
@@ -162,6 +162,29 @@ def student_jobs(setting: Setting, name: str, widths: Sequence[float] = WIDTHS) 
     return jobs
 
 
+def aimed_jobs(setting: Setting) -> list[Job]:
+    """The smallest truncated student and ridge, in spans of one shape at both ends: those of the rule above
+    hardly hold any where shapes change often."""
+    bench = setting.bench
+    jobs = []
+    for span in same_shape_spans(bench.spans, lambda span: _shorter(span) is not None):
+        size = _shorter(span)
+        if size is None or bench.refusal(span) is not None:
+            continue
+        for name, number in (("truncated", size), ("ridge", 0)):
+            names = setting.names("aimed", span=span.name, family=name, size=number, init="warm")
+            jobs.append(Job(names, partial(_student, setting, name, span, number, SMALLEST)))
+    return jobs
+
+
+def _shorter(span: Span) -> int | None:
+    """The size of the span's smallest truncated student, None where there is none that a ridge map can be
+    held against."""
+    least = next(iter(sizes("truncated", span, (SMALLEST,))), None)
+    fits = least is not None and refusal("truncated", span, least) is None
+    return least if fits and refusal("ridge", span, 0) is None else None
+
+
 def start_jobs(setting: Setting, name: str, widths: Sequence[float], budgets: Sequence[int]) -> list[Job]:
     """The same students from a warm and from a scratch start, after equal steps of each number."""
     jobs = []
@@ -187,7 +210,6 @@ def _student(
     report = fitted.report
     return {
         "width": width if family(name).sized else None,
-        "same_shape": span.start.shape == span.stop.shape,
         "span_ratio": span.flops / setting.bench.found.flops,
         **setting.figures(span, setting.spliced(span, fitted.student)),
         "held_out_error": fitted.held_out_error,

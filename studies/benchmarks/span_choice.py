@@ -13,6 +13,9 @@ SHARES = (0.1, 0.2, 0.4, 0.6)
 POSITIONS = (0.0, 1 / 3, 2 / 3, 1.0)
 """From as far in front as the length allows to as far behind."""
 
+MOST = 24
+"""So many spans of one shape at both ends."""
+
 
 def chosen_spans(spans: Spans, legal: Callable[[Span], bool]) -> list[Span]:
     """For every length and position the top-level span that is nearest to it, none of them twice.
@@ -37,6 +40,16 @@ def chosen_spans(spans: Spans, legal: Callable[[Span], bool]) -> list[Span]:
         if taken is not None:
             chosen[taken] = None
     return list(chosen)
+
+
+def same_shape_spans(spans: Spans, legal: Callable[[Span], bool]) -> list[Span]:
+    """The top-level spans of one shape at both ends, evenly thinned to ``MOST`` in the network's order."""
+    placed = sorted(placements(spans).items(), key=lambda item: (item[1][1], item[0].name))
+    same = [span for span, _ in placed if span.start.shape == span.stop.shape and has_linear_map(span)]
+    taken = [span for span in same if legal(span)]
+    if len(taken) <= MOST:
+        return taken
+    return [taken[round(k * (len(taken) - 1) / (MOST - 1))] for k in range(MOST)]
 
 
 def placements(spans: Spans) -> dict[Span, tuple[float, float]]:

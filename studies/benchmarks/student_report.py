@@ -30,7 +30,8 @@ def markdown(results: dict[str, Any]) -> str:
         "last layer solved again in closed form; the last column is the ratio of held-out errors before it.",
         _starts(answers["scratch_to_warm"]),
         "## Truncated spans",
-        "The smallest truncated student against ridge, in spans of one shape at both ends: test divergence.",
+        "Test divergence of the smallest truncated student over that of ridge, neither healed, in all "
+        "top-level spans of one shape at both ends (at most two dozen, evenly spread).",
         _answers(answers["truncated_to_ridge"], "truncated_to_ridge", "<="),
         "## Thin students of the longest span",
         "Closed form; behind it the same architecture, re-initialised and trained by distillation on the "

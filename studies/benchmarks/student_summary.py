@@ -35,7 +35,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         "families": family_table(compared, linear),
         "best_at_half": best_at_half(compared, linear),
         "scratch_to_warm": scratch_to_warm([r for r in measured if r["kind"] == "start"]),
-        "truncated_to_ridge": truncated_to_ridge(warm),
+        "truncated_to_ridge": truncated_to_ridge([r for r in measured if r["kind"] == "aimed"]),
         "energy_to_elimination": ratio_of_kinds(measured, "energy", "even"),
         "even_to_thin": ratio_of_kinds(measured, "even", "thin"),
         "scratch_to_thin": ratio_of_kinds(measured, "distilled", "thin"),
@@ -109,17 +109,12 @@ def ratio_of_kinds(records: Sequence[Record], kind: str, other: str) -> dict[str
 
 
 def truncated_to_ridge(students: Sequence[Record]) -> dict[str, Any]:
-    """By teacher: the smallest truncated student against ridge, in spans of one shape at both ends."""
+    """By teacher: the smallest truncated student against ridge in the same span."""
     ridge = {_span(r): r for r in students if r["family"] == "ridge"}
-    smallest: dict[tuple[Any, ...], Record] = {}
-    for record in students:
-        span = _span(record)
-        if record["family"] == "truncated" and record["same_shape"] and span in ridge:
-            known = smallest.get(span)
-            smallest[span] = record if known is None or record["size"] < known["size"] else known
+    truncated = [r for r in students if r["family"] == "truncated" and _span(r) in ridge]
     return {
         teacher: spread(group, lambda record: _ratio(record, ridge[_span(record)]))
-        for teacher, group in _by_teacher(smallest.values()).items()
+        for teacher, group in _by_teacher(truncated).items()
     }
 
 

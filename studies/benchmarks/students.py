@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the teachers
 import spansearch as ss
 from benchmarks.fit_times import time_jobs
 from benchmarks.records import Records, provenance
-from benchmarks.setting import SMALLEST, WIDTHS, Job, Setting, start_jobs, student_jobs
+from benchmarks.setting import SMALLEST, WIDTHS, Job, Setting, aimed_jobs, start_jobs, student_jobs
 from benchmarks.student_report import markdown
 from benchmarks.student_summary import LINEAR, SMALL, summarise
 from benchmarks.teachers import TEACHERS, task
@@ -42,7 +42,7 @@ BUDGETS = (50, 100, 300)
 SLOW = {"attention": (0.25,)}
 """Families of which a fit takes a minute and more: only these widths, where no others are asked for."""
 
-KINDS = ("student", "start", "time", "thin", "even", "energy", "distilled")
+KINDS = ("student", "aimed", "start", "time", "thin", "even", "energy", "distilled")
 
 
 def jobs(setting: Setting, names: Sequence[str], widths: Sequence[float]) -> list[Job]:
@@ -52,6 +52,8 @@ def jobs(setting: Setting, names: Sequence[str], widths: Sequence[float]) -> lis
     for name in every:
         some = SLOW.get(name, widths) if tuple(widths) == WIDTHS else widths
         made += student_jobs(setting, name, (SMALLEST, *widths) if name == "truncated" else some)
+    if {"truncated", "ridge"} <= set(every):
+        made += aimed_jobs(setting)
     contrast = WARM_START.get(setting.teacher)
     if contrast in every:
         made += start_jobs(setting, contrast, [width for width in SMALL if width in widths], BUDGETS)

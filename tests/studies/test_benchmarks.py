@@ -18,7 +18,7 @@ from benchmarks import setting as settings
 from benchmarks import span_choice, students, thin
 from benchmarks import teachers as known_teachers
 from benchmarks.records import Records
-from benchmarks.setting import Setting, student_jobs
+from benchmarks.setting import Setting, aimed_jobs, student_jobs
 from benchmarks.span_choice import placements
 from benchmarks.student_report import markdown
 from benchmarks.student_summary import geometric_mean, summarise
@@ -137,6 +137,18 @@ def test_figures_of_another_teacher_are_not_taken(tmp_path):
     assert other.records.known(job.names, setting._made_by) is not None
 
 
+def test_truncated_spans_are_held_against_ridge_where_both_ends_have_one_shape(tmp_path):
+    deep = tasks.make("cnn", teacher=lambda: tasks.TinyCNN(blocks=4).eval())
+    records = Records(tmp_path / "some.jsonl")
+    setting = Setting("cnn", 0, deep, records, tmp_path, tasks.quick(nested=False))
+    jobs = aimed_jobs(setting)
+    assert {job.names["family"] for job in jobs} == {"truncated", "ridge"}
+    for job in jobs:
+        span = next(span for span in setting.bench.spans if span.name == job.names["span"])
+        assert span.start.shape == span.stop.shape and not span.nested
+        assert setting.carry_out(job)["test"] >= 0
+
+
 def student(family, width, validation, test, share, **more):
     return {
         "kind": "student",
@@ -150,7 +162,6 @@ def student(family, width, validation, test, share, **more):
         "validation": validation,
         "test": test,
         "flops_share": share,
-        "same_shape": True,
         **more,
     }
 
@@ -167,8 +178,9 @@ def test_the_answers_by_hand():
         student("thin", 0.5, 1.0, 0.125, 0.5, kind="thin"),
         student("thin", 0.5, 1.0, 1.0, 0.5, kind="energy"),
         student("conv", 1.0, 0.1, 0.1, 0.9, size=9),  # better, but too dear
+        student("ridge", None, 2.0, 4.0, 0.6, kind="aimed"),
+        student("truncated", 0.001, 1.5, 1.0, 0.5, kind="aimed"),
         student("truncated", 0.001, 1.5, 1.0, 0.5),
-        student("truncated", 1.0, 1.5, 0.5, 0.7, size=3),
         student("ridge", None, 2.0, 8.0, 0.6, seed=1),
         student("conv", 0.125, 1.0, 1.0, 0.2, seed=1),
     ]
