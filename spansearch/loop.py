@@ -7,25 +7,25 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from optuna.study import Study as OptunaStudy
 from optuna.trial import Trial, TrialState
 
-from spansearch.errors import StudyError, pass_on_stop
-from spansearch.proposal import Outcome, Proposals, Rates, failed
+from spansearch.errors import StudyError
+from spansearch.fitter import Rates
+from spansearch.outcome import Outcome, failed
+from spansearch.planner import Planner, recipe
+from spansearch.proposal import Proposals
 from spansearch.recipe import Splice, described
 from spansearch.search import SeededSampler, Space, predicted_front
-from spansearch.search.composing import Item, Library
 from spansearch.store import StudentFiles, require_same_teacher
 from spansearch.sufficiency import calibration_examples, sufficiency
-from spansearch.trials import FINISHED, Memory, Seen, duplicate, remember, settled, streak, suggest, tell
+from spansearch.trials import FINISHED, duplicate, remember, settled, streak, suggest, tell
 from spansearch.workbench import Workbench
 
 log = logging.getLogger("spansearch")
 
 SAME_FAILURES = 10
-BUDGETS = (0.5, 0.25, 0.75, 0.35, 0.15, 0.6, 0.1, 0.9, 0.2, 0.4, 0.3, 0.05)
-"""Shares of the teacher's flops for which compositions are proposed in turn."""
-
 MANY = 1 / 3  # of the spans tried first: with so many limited by data, more of it is worth a word
 OnTrial = Callable[[int, Splice | None, Outcome], None]
 
@@ -57,7 +57,7 @@ class Loop:
         self.spent: dict[str, float] = dict(study.user_attrs.get("seconds", {}))
         self.before = float(self.spent.get("total", 0.0))
         self._prepare()
-        self._rates = len(self.proposals.rates.known)
+        self._rates = len(self.rates.known)
         self._spend("preparing", time.perf_counter() - started)
 
     def run(self, trials: int, timeout: float | None, on_trial: OnTrial | None) -> Literal["done", "timeout"]:
@@ -98,10 +98,11 @@ class Loop:
         """Write down what became of a trial; the rates it found first, for a resume must fit as it did."""
         for key in ("fitting", "evaluating"):
             self._spend(key, outcome.details.get("seconds", {}).get(key, 0.0))
-        if len(self.proposals.rates.known) > self._rates:
-            self._rates = len(self.proposals.rates.known)
-            self.study.set_user_attr("rates", self.proposals.rates.known)
+        if len(self.rates.known) > self._rates:
+            self._rates = len(self.rates.known)
+            self.study.set_user_attr("rates", self.rates.known)
         tell(self.study, trial, splice, outcome)
+        self.memory.learn(trial.number, splice, outcome)
         if splice is not None and outcome.details.get("refused_by_replay"):
             self.space.refuse(splice.span_name)  # only now: a resumed study knows of finished trials alone
         self._total()
@@ -120,46 +121,23 @@ class Loop:
         splice = None
         try:
             splice = self.space.decode(params)
-            plan = self.proposals.plan(splice, self.space.budget(params))
+            plan = self.planner.plan(splice, self.space.budget(params))
         except Exception as error:  # a user's family
             return splice, failed(error)
-        asked = (splice,) if plan is None else plan.recipe
-        if asked in self.seen and settled(self.seen[asked][1]):
-            number, outcome = self.seen[asked]
-            return outcome.made(splice), duplicate(number, outcome)
-        outcome = self.proposals.carry_out(splice, plan)
-        if outcome.state != "failed":
-            self.seen[asked] = (trial.number, outcome)
+        number, outcome = self.memory.seen.get(recipe(splice, plan), (trial.number, None))
+        if outcome is not None and settled(outcome):
+            outcome = duplicate(number, outcome)
+        else:
+            outcome = self.proposals.carry_out(splice, plan)
         return outcome.made(splice), outcome
-
-    def _is_new(self, params: Mapping[str, Any]) -> bool:
-        """Does a proposal stand for a model that was not tried before?"""
-        try:
-            splice = self.space.decode(params)
-            plan = self.proposals.plan(splice, self.space.budget(params))
-            return ((splice,) if plan is None else plan.recipe) not in self.seen
-        except Exception as error:  # a user's family: the trial will say what is wrong with it
-            pass_on_stop(error)
-            return True
 
     def _predicted_best(self, number: int) -> dict[str, Any] | None:
         """Every second trial after the seeds is the composition predicted to be best at a budget, budgets in
-        turn, in the shape of a proposal; None for the sampler's trials, and where all of them are known."""
+        turn; None for the sampler's trials, and where all of them are known."""
         turn, mine = divmod(number - len(self.study.user_attrs["seeds"]), 2)
         if not self.space.settings.compose or mine or turn < 0:
             return None
-        budget = BUDGETS[turn % len(BUDGETS)]
-        best: tuple[float, Item] | None = None
-        correction = self.proposals.library.correction
-        for item in self.proposals.library.items:
-            plan = self.proposals.plan(item.splice, budget)
-            if plan is not None and plan.recipe not in self.seen:
-                score = correction.of(plan)
-                best = (score, item) if best is None or score < best[0] else best
-        if best is None:
-            return None
-        one, span = best[1].splice, best[1].span
-        return self.space.encode(span, one.family, self.space.width(one), one.init, budget)
+        return self.planner.best(turn)
 
     def _tell_of_data(self, seeds: Sequence[Mapping[str, Any]]) -> None:
         """Warn where more calibration examples would help many of the spans that are tried first."""
@@ -198,37 +176,31 @@ class Loop:
             seeds = predicted_front(self.space, self.bench.screening, flops, self.bench.refusal)
             study.set_user_attr("seeds", seeds)
             self._tell_of_data(seeds)
-        memory = remember(study)
-        for span_name in memory.refused:
+        self.memory = remember(study, self.bench.found)
+        for span_name in self.memory.refused:
             self.space.refuse(span_name)
+        self.planner = Planner(self.bench, self.space, self.memory)
+        if self.space.settings.compose:
+            self._measure_what_is_missed()
         study.sampler = SeededSampler(
             self.space.distributions,
             study.user_attrs["seeds"],
             self.space.settings.seed,
-            worthwhile=self._is_new,
+            worthwhile=self.planner.is_new,
             propose=self._predicted_best,
         )
-        rates = Rates(study.user_attrs.get("rates", {}))
-        self.seen: Seen = memory.seen
-        self.proposals = Proposals(
-            self.bench,
-            self.space,
-            self.space.settings,
-            self.files,
-            rule=memory.rule,
-            rates=rates,
-            known=memory.known,
-            linear=memory.linear,
-            library=self._library(memory),
-        )
+        self.rates = Rates(study.user_attrs.get("rates", {}))
+        settings = self.space.settings
+        self.proposals = Proposals(self.bench, self.space, settings, self.files, self.memory, self.rates)
 
-    def _library(self, memory: Memory) -> Library:
-        library, found = Library(), self.bench.found
-        for splice, outcome in memory.alone:
-            measures, span = outcome.measures, found[splice.start, splice.stop]
-            assert measures is not None
-            saved, entry = (1 - measures.flops_ratio) * found.flops, outcome.details["student"]
-            library.add(Item(splice.asked, span, saved, measures.divergence, splice.depth, entry))
-        for figures in memory.composed:
-            library.learn(*figures)
-        return library
+    def _measure_what_is_missed(self) -> None:
+        """What compositions are chosen by; kept with the study, as it costs some passes for every layer."""
+        known = self.study.user_attrs.get("missed", {})
+        evidence = self.bench.evidence
+        evidence.missed.update(
+            {path: torch.tensor(curve, dtype=torch.float64) for path, curve in known.items()}
+        )
+        self.planner.composer  # noqa: B018  # now, not in the middle of a trial
+        if len(evidence.missed) > len(known):
+            found = {path: curve.tolist() for path, curve in evidence.missed.items()}
+            self.study.set_user_attr("missed", found)

@@ -1,97 +1,33 @@
-"""One proposal, from a splice to measured figures: replay, prune, fit, store, splice, measure."""
+"""One proposal, from a splice to measured figures: replay, prune, fit, compose, heal, measure, store."""
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 from torch import nn
 
 from spansearch.compose import Composition, Part, compose
 from spansearch.cost import parameter_count
-from spansearch.errors import SpanSearchError, StudyError, pass_on_stop
+from spansearch.errors import StudyError
 from spansearch.evaluate import Measures
-from spansearch.fit import find_rate
+from spansearch.fitter import Fitter, Rates
 from spansearch.healing import behind, healable
-from spansearch.layers import is_layer
+from spansearch.memory import Memory
+from spansearch.outcome import Outcome, failed, loss
 from spansearch.recipe import Recipe, Splice
-from spansearch.search import RidgeRule, Search, Space, audited
-from spansearch.search.composing import Composer, Item, Library, Plan
+from spansearch.search import Search, Space, audited
+from spansearch.search.composing import Plan
 from spansearch.spans import Span, splice
 from spansearch.store import StudentFiles
-from spansearch.students import Fitted, family, fit_student, student_cost
-from spansearch.students.allocation import missed
+from spansearch.students import Fitted, family, student_cost
 from spansearch.workbench import Workbench
 
-log = logging.getLogger("spansearch")
-
-State = Literal["complete", "pruned", "failed"]
-TIE = 1e-6
 HEALS = 5.0  # healing lowers the divergence about so many times at best
-HARDLY = 0.8  # held-out error of a fit that has learnt next to nothing; 1 is the mean
-
-
-@dataclass
-class Outcome:
-    """What became of a proposal.
-
-    ``recipe`` are all splices of the model that was meant. ``details`` is plain data kept with the trial:
-    seconds, the students' file, the reason, the rule's decision, ``refused_by_replay`` where the span was. Of
-    its seconds ``evaluating`` covers replaying the span, splicing and measuring, the linear baseline
-    included, and ``fitting`` also healing.
-    """
-
-    state: State
-    measures: Measures | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-    recipe: Recipe = ()
-
-    def made(self, asked: Splice) -> Splice:
-        """The splice that a proposal became: its student may have grown."""
-        if self.recipe:
-            return self.recipe[int(self.details.get("main", 0))]
-        return replace(asked, depth=int(self.details.get("depth", 1)))
-
-    @property
-    def values(self) -> tuple[float, float] | None:
-        """(loss, flops) as told to Optuna."""
-        return (loss(self.measures), float(self.measures.flops)) if self.measures is not None else None
-
-
-def failed(error: Exception, details: dict[str, Any] | None = None) -> Outcome:
-    """The outcome of a proposal that ended in an error; KeyboardInterrupt where that was the user's stop."""
-    pass_on_stop(error)
-    reason = str(error) if isinstance(error, SpanSearchError) else f"{type(error).__name__}: {error}"
-    return Outcome("failed", details={**(details or {}), "reason": reason})
-
-
-def loss(measures: Measures) -> float:
-    """The score drop; among equal ones the divergence decides, through less than a millionth of a point.
-
-    A score above the teacher's on a finite validation split is luck more often than gain: it counts as no
-    drop, or one lucky model would hide all that are closer to the teacher.
-    """
-    return max(0.0, measures.score_drop) + TIE * measures.divergence / (1 + measures.divergence)
-
-
-class Rates:
-    """Learning rates by family, start and layout, found once by a range test and kept with the study."""
-
-    def __init__(self, known: dict[str, float]) -> None:
-        self.known = dict(known)
-
-    def get(self, name: str, span: Span, init: str, search: Callable[[], float]) -> float:
-        key = f"{name} {init} {span.stop.layout}"
-        if key not in self.known:
-            self.known[key] = search()
-        return self.known[key]
 
 
 class Proposals:
@@ -102,11 +38,8 @@ class Proposals:
         space: the search space.
         settings: the search's settings.
         files: where students are kept.
-        rule: prunes; learns from what is measured.
+        memory: what the finished trials taught.
         rates: learning rates known so far.
-        known: (flops, divergence) of the models measured so far; appended to.
-        linear: divergence of the best linear student by span name, as far as measured.
-        library: the students measured by themselves, and what compositions came to.
     """
 
     def __init__(
@@ -115,32 +48,11 @@ class Proposals:
         space: Space,
         settings: Search,
         files: StudentFiles,
-        rule: RidgeRule,
+        memory: Memory,
         rates: Rates,
-        known: list[tuple[int, float]],
-        linear: dict[str, float],
-        library: Library,
     ) -> None:
         self.bench, self.space, self.settings, self.files = bench, space, settings, files
-        self.rule, self.rates, self.known, self.linear = rule, rates, known, linear
-        self.library = library
-
-    def plan(self, one: Splice, budget: float) -> Plan | None:
-        """The composition around a splice that is predicted to be best at a budget, a share of the teacher's
-        flops; None where the splice alone costs no more, or nothing known brings the model down to it."""
-        span, flops = self.space.span(one), self.bench.found.flops
-        alone = span.flops - student_cost(one.family, span, one.size).flops
-        if not self.settings.compose or flops - alone <= budget * flops:
-            return None
-        given = self.library.get(one) or Item(one, span, alone, 0.0)
-        return self.composer.plan(given, self.library.items, budget * flops, self.library.correction)
-
-    @cached_property
-    def composer(self) -> Composer:
-        """Knows what the output misses where features are thinned out; measured when first asked for."""
-        whole, thin = self.bench.found.whole, "thin" in self.space.families
-        hidden = [one for one in whole.hidden if thin and is_layer(one.reader_of(one.modules))]
-        return Composer(whole, hidden, missed(hidden, whole, self.bench.evidence))
+        self.memory, self.fitter = memory, Fitter(bench, settings, files, rates)
 
     def carry_out(self, one: Splice, plan: Plan | None = None) -> Outcome:
         """Measure the model with one splice, or with a composition around it, or say why not.
@@ -179,30 +91,14 @@ class Proposals:
             for each, span in zip(plan.recipe, spans, strict=True):
                 student = None
                 if family(each.family).gradient:
-                    each, student = self._alone(each, span)
+                    each, student = self.fitter.alone(each, span, self.memory.library)
                 recipe.append(each)
                 parts.append(Part(span, each.family, each.size, each.depth, student, each.counts))
             composed = self._composed(parts)
         with _added(seconds, "evaluating"):
             measures = self.bench.validation.measure(composed.model(self.bench.teacher))
         self._describe(tuple(recipe), composed, details, plan.recipe.index(one))
-        self.known.append((measures.flops, measures.divergence))
-        self.library.learn(plan.thinned, plan.spliced, measures.divergence)
         return Outcome("complete", measures, details, tuple(recipe))
-
-    def _alone(self, one: Splice, span: Span) -> tuple[Splice, nn.Module]:
-        """A student by itself, and what it grew to: as it was fitted before, where that is still there."""
-        known = self.library.get(one)
-        if known is not None and known.entry is not None:
-            part = Part(span, one.family, one.size, known.depth)
-            try:
-                kept = Composition.restored([part], self.files.load(known.entry), self.bench.teacher)
-            except (StudyError, KeyError, RuntimeError) as error:
-                log.warning("%s is fitted again: %s", one, error)
-            else:
-                return replace(one, depth=known.depth), kept.students[span].to(self.bench.device)
-        fitted = self._fit(one, span)
-        return replace(one, depth=fitted.depth), fitted.student
 
     def _composed(self, parts: Sequence[Part]) -> Composition:
         return compose(parts, self.bench.evidence, self.bench.found.whole, self.settings.healing)
@@ -232,31 +128,18 @@ class Proposals:
                 linear = self._linear_divergence(span)
         if linear is not None:
             details["linear_divergence"] = linear
-            decision = self.rule.decide(self._flops(one, span), linear, self.known)
+            decision = self.memory.rule.decide(self._flops(one, span), linear, self.memory.known)
             if decision is not None:
                 details["rule"] = decision.to_json()
                 if not audited(one, self.settings.seed, self.settings.audit):
                     return Outcome("pruned", details={**details, "reason": str(decision)})
                 details["audited"] = True
         with _added(seconds, "fitting"):
-            fitted = self._fit(one, span)
-        if math.isfinite(fitted.held_out_error):
-            details["held_out_error"] = fitted.held_out_error
-        if fitted.report is not None:
-            details["fit"] = {
-                "rate": fitted.report.rate,
-                "steps": fitted.report.steps,
-                "stopped": fitted.report.stopped,
-                "by_gradient": fitted.report.by_gradient,
-            }
-        if fitted.growth:
-            details["depth"] = fitted.depth
-            details["growth"] = [step.to_json() for step in fitted.growth]
+            fitted = self.fitter.fit(one, span)
+        details.update(_of_fit(fitted))
         made, composed = replace(one, depth=fitted.depth), Composition({span: fitted.student}, {})
         with _added(seconds, "evaluating"):
             measures = self.bench.validation.measure(composed.model(self.bench.teacher))
-        if one.family == "ridge":
-            self.linear.setdefault(span.name, measures.divergence)
         if self._within_reach(measures, span):
             with _added(seconds, "fitting"):
                 healed = self._composed([Part(span, one.family, one.size, fitted.depth, fitted.student)])
@@ -266,11 +149,6 @@ class Proposals:
             if healed.healed and better.divergence < measures.divergence and loss(better) <= loss(measures):
                 composed, measures = healed, better
         self._describe((made,), composed, details)
-        self.known.append((measures.flops, measures.divergence))
-        if linear is not None:
-            self.rule.learn(measures.divergence, linear)
-        saved, entry = self._saved(measures), details["student"]
-        self.library.add(Item(one, span, saved, measures.divergence, fitted.depth, entry))
         return Outcome("complete", measures, details, (made,))
 
     def _within_reach(self, measures: Measures, span: Span) -> bool:
@@ -279,56 +157,25 @@ class Proposals:
         whole = self.bench.found.whole
         if not self.settings.healing or not behind(whole, healable(whole), span.stop):
             return False
-        best = min((d for flops, d in self.known if flops <= measures.flops), default=math.inf)
+        best = min((d for flops, d in self.memory.known if flops <= measures.flops), default=math.inf)
         return measures.divergence < HEALS * best
-
-    def _saved(self, measures: Measures) -> float:
-        """Flops that go with a student, as the spans count them."""
-        return (1 - measures.flops_ratio) * self.bench.found.flops
-
-    def _fit(self, one: Splice, span: Span) -> Fitted:
-        evidence, seed, fit = self.bench.evidence, self.seed_of(one), self.settings.fit
-        tested = []
-
-        def test(start: Callable[[], nn.Module]) -> float:
-            tested.append(find_rate(start, evidence.data(span), fit, seed))
-            return tested[-1]
-
-        def rate(start: Callable[[], nn.Module]) -> float:
-            return self.rates.get(one.family, span, one.init, partial(test, start))
-
-        student = partial(fit_student, one.family, span, one.size, one.init, evidence, fit)
-        fitted = student(rate, seed)
-        if fitted.report is None or tested or fitted.held_out_error < HARDLY:
-            return fitted
-        # hardly better than the mean: a rate found for another size of student may be none for this one
-        again = student(test, seed)
-        return again if again.held_out_error < fitted.held_out_error else fitted
 
     def _linear_divergence(self, span: Span) -> float | None:
         """Divergence of the span's best linear student, spliced; None where it has none."""
-        if span.name not in self.linear:
-            try:
-                student = self.bench.screening.path(span).module()
-            except ValueError:
-                return None
-            student = student.to(self.bench.device, span.stop.dtype).eval()
-            self.linear[span.name] = self.bench.validation.measure(
-                splice(self.bench.teacher, {span: student})
-            ).divergence
-        return self.linear[span.name]
+        if span.name in self.memory.linear:
+            return self.memory.linear[span.name]
+        try:
+            student = self.bench.screening.path(span).module()
+        except ValueError:
+            return None
+        student = student.to(self.bench.device, span.stop.dtype).eval()
+        return self.bench.validation.measure(splice(self.bench.teacher, {span: student})).divergence
 
     def _flops(self, one: Splice, span: Span) -> int:
         whole = self.bench.validation.teacher_cost.flops
         saved = span.flops - student_cost(one.family, span, one.size).flops
-        return round(
-            whole - saved * whole / max(1, self.bench.found.flops)
-        )  # validation may have other sizes
-
-    def seed_of(self, one: Splice) -> int:
-        """The seed of a splice's fit: the same splice is the same student whenever it comes up."""
-        words = [self.settings.seed, *str(one).encode()]
-        return int(np.random.default_rng(words).integers(2**31))
+        # validation may have other sizes
+        return round(whole - saved * whole / max(1, self.bench.found.flops))
 
     def _origin(self, recipe: Recipe, composed: Composition) -> dict[str, Any]:
         said = {"recipe": [str(one) for one in recipe], "healed": list(composed.healed)}
@@ -343,6 +190,20 @@ def _added(seconds: dict[str, float], key: str) -> Iterator[None]:
         yield
     finally:
         seconds[key] += time.perf_counter() - started
+
+
+def _of_fit(fitted: Fitted) -> dict[str, Any]:
+    """What is kept of how a fit went."""
+    said: dict[str, Any] = {}
+    if math.isfinite(fitted.held_out_error):
+        said["held_out_error"] = fitted.held_out_error
+    if fitted.report is not None:
+        report = fitted.report
+        said["fit"] = {key: getattr(report, key) for key in ("rate", "steps", "stopped", "by_gradient")}
+    if fitted.growth:
+        said["depth"] = fitted.depth
+        said["growth"] = [step.to_json() for step in fitted.growth]
+    return said
 
 
 def _width(one: Splice, span: Span) -> float:

@@ -13,7 +13,7 @@ from torch import nn
 from spansearch.errors import StudyError
 from spansearch.evaluate import Measures
 from spansearch.front import hypervolume, non_dominated
-from spansearch.proposal import Outcome, loss
+from spansearch.outcome import Outcome, loss
 from spansearch.recipe import Splice
 
 MEASURES = ("flops", "params", "score_drop", "divergence", "flops_ratio", "params_ratio")

@@ -17,7 +17,8 @@ from spansearch.calibration import Track, untracked
 from spansearch.errors import StudyError, TaskError, unsaved
 from spansearch.final_scores import scores_on_test
 from spansearch.loop import Loop, OnTrial
-from spansearch.proposal import Outcome, rebuild
+from spansearch.outcome import Outcome
+from spansearch.proposal import rebuild
 from spansearch.recipe import Splice
 from spansearch.results import Front, StoredTrial, members_of, select, summarise
 from spansearch.search import Search, Space

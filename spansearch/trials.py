@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -12,16 +11,15 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from spansearch.errors import StudyError
 from spansearch.evaluate import Measures
-from spansearch.proposal import Outcome
-from spansearch.recipe import Recipe, Splice, from_json, to_json
-from spansearch.search import RidgeRule, Space
+from spansearch.memory import Memory
+from spansearch.outcome import Outcome
+from spansearch.recipe import Splice, from_json, to_json
+from spansearch.search import Space
+from spansearch.spans import Spans
 
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 FINISHED = tuple(STATES.values())
 KEPT_BY_DUPLICATES = ("student", "student_params", "widths", "main", "depth", "reason")
-
-Seen = dict[Recipe, tuple[int, Outcome]]
-"""By recipe, as asked for, the trial that it was tried in, and what became of it."""
 
 
 def suggest(trial: Trial, space: Space) -> dict[str, Any]:
@@ -71,57 +69,11 @@ def outcome_of(trial: FrozenTrial) -> tuple[Splice | None, Outcome]:
     return main, Outcome(names[trial.state], measured, details, recipe)
 
 
-@dataclass
-class Memory:
-    """What the finished trials of a study taught: a resumed study knows what one that never stopped knows.
-
-    Attributes:
-        rule: the ridge rule with the ratios seen.
-        known: (flops, divergence) of the models measured.
-        linear: divergence of the best linear student by span name.
-        seen: what was tried; failed trials may be tried again.
-        alone: (splice, outcome) of the models with one.
-        composed: (predicted of what is thinned, predicted of the students beside it, measured) divergence of
-            compositions.
-        refused: names of the spans that did not survive their replay.
-    """
-
-    rule: RidgeRule = field(default_factory=RidgeRule)
-    known: list[tuple[int, float]] = field(default_factory=list)
-    linear: dict[str, float] = field(default_factory=dict)
-    seen: Seen = field(default_factory=dict)
-    alone: list[tuple[Splice, Outcome]] = field(default_factory=list)
-    composed: list[tuple[float, float, float]] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-
-
-def remember(study: optuna.Study) -> Memory:
-    """Go through the finished trials in the order they were made."""
-    memory = Memory()
+def remember(study: optuna.Study, found: Spans) -> Memory:
+    """What the finished trials taught, in the order they were made."""
+    memory = Memory(found)
     for trial in study.get_trials(deepcopy=False, states=FINISHED):
-        splice, outcome = outcome_of(trial)
-        if splice is None or "duplicate_of" in outcome.details:
-            continue
-        if outcome.state != "failed":
-            memory.seen[tuple(one.asked for one in outcome.recipe)] = (trial.number, outcome)
-        if outcome.details.get("refused_by_replay"):
-            memory.refused.append(splice.span_name)
-        baseline = outcome.details.get("linear_divergence")
-        if baseline is not None:
-            memory.linear[splice.span_name] = baseline
-        if outcome.measures is not None:
-            divergence = outcome.measures.divergence
-            memory.known.append((outcome.measures.flops, divergence))
-            predicted = outcome.details.get("predicted")
-            if predicted is not None:
-                memory.composed.append((predicted["thinned"], predicted["spliced"], divergence))
-                continue
-            memory.alone.append((splice, outcome))
-            if baseline is not None:
-                memory.rule.learn(divergence, baseline)
-            elif splice.family == "ridge":
-                raw = outcome.details.get("unhealed", {}).get("divergence", divergence)
-                memory.linear.setdefault(splice.span_name, raw)
+        memory.learn(trial.number, *outcome_of(trial))
     return memory
 
 

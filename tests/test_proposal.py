@@ -8,12 +8,14 @@ import tasks
 import torch
 
 import spansearch as ss
-from spansearch import proposal
+from spansearch import fitter
 from spansearch.evaluate import Measures
-from spansearch.proposal import TIE, Outcome, Proposals, Rates, loss, rebuild
+from spansearch.fitter import Rates
+from spansearch.memory import Memory
+from spansearch.outcome import TIE, Outcome, loss
+from spansearch.proposal import Proposals, rebuild
 from spansearch.recipe import Splice
-from spansearch.search import RidgeRule, audited
-from spansearch.search.composing import Library
+from spansearch.search import audited
 from spansearch.store import StudentFiles
 from spansearch.students import refusal
 
@@ -25,7 +27,15 @@ def measures(drop: float, divergence: float) -> Measures:
 def made(directory: Path, kind: str = "mlp", **search: Any) -> Proposals:
     study = ss.Study(tasks.make(kind), directory=directory, search=tasks.quick(**search))
     files = StudentFiles(directory / "students")
-    return Proposals(study.bench, study.space, study.search, files, RidgeRule(), Rates({}), [], {}, Library())
+    memory = Memory(study.bench.found)
+    return Proposals(study.bench, study.space, study.search, files, memory, Rates({}))
+
+
+def carried_out(proposals: Proposals, one: Splice) -> Outcome:
+    """As a study does: what comes out is remembered."""
+    outcome = proposals.carry_out(one)
+    proposals.memory.learn(0, outcome.made(one), outcome)
+    return outcome
 
 
 def splice(proposals: Proposals, family: str, size: int = 0, init: Any = "warm", span: int = -1) -> Splice:
@@ -80,18 +90,18 @@ def test_the_rule_needs_a_cheaper_better_model_and_an_audit_runs_it_anyway(tmp_p
     candidates = [splice(proposals, family, size, "scratch", span) for span in spans for size in sizes]
     spared = next(s for s in candidates if audited(s, 0, 0.05) and not proposals_refuse(proposals, s))
     condemned = next(s for s in candidates if not audited(s, 0, 0.05) and not proposals_refuse(proposals, s))
-    first = proposals.carry_out(condemned)
+    first = carried_out(proposals, condemned)
     assert first.state == "complete" and "rule" not in first.details  # nothing better is known
-    assert first.details["linear_divergence"] == proposals.linear[condemned.span_name] > 0
-    proposals.known.append((0, 0.0))
-    outcome = proposals.carry_out(condemned)
+    assert first.details["linear_divergence"] == proposals.memory.linear[condemned.span_name] > 0
+    proposals.memory.known.append((0, 0.0))
+    outcome = carried_out(proposals, condemned)
     assert outcome.state == "pruned" and outcome.details["reason"].startswith("ridge rule")
     assert outcome.details["rule"]["bound"] == pytest.approx(
-        proposals.rule.rho * outcome.details["linear_divergence"]
+        proposals.memory.rule.rho * outcome.details["linear_divergence"]
     )
-    audit = proposals.carry_out(spared)
+    audit = carried_out(proposals, spared)
     assert audit.state == "complete" and audit.details["audited"] and audit.details["rule"]["best"] == 0.0
-    closed = proposals.carry_out(splice(proposals, "ridge", span=-2))
+    closed = carried_out(proposals, splice(proposals, "ridge", span=-2))
     assert (
         closed.state == "complete" and "rule" not in closed.details
     )  # the linear student itself is never pruned
@@ -105,16 +115,16 @@ def test_the_rule_learns_from_what_was_fitted_and_the_linear_baseline_is_measure
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     proposals = made(tmp_path)
-    ridge = proposals.carry_out(splice(proposals, "ridge"))
-    assert ridge.measures is not None and proposals.rule.ratios == []
+    ridge = carried_out(proposals, splice(proposals, "ridge"))
+    assert ridge.measures is not None and proposals.memory.rule.ratios == []
     measured = []
     original = proposals.bench.validation.measure
     monkeypatch.setattr(proposals.bench.validation, "measure", lambda m: measured.append(1) or original(m))
-    student = proposals.carry_out(splice(proposals, "mlp", 2))
+    student = carried_out(proposals, splice(proposals, "mlp", 2))
     assert student.measures is not None and len(measured) == 1  # the ridge trial was the baseline
     assert student.details["linear_divergence"] == ridge.measures.divergence
-    assert proposals.rule.ratios == [student.measures.divergence / ridge.measures.divergence]
-    assert proposals.known == [
+    assert proposals.memory.rule.ratios == [student.measures.divergence / ridge.measures.divergence]
+    assert proposals.memory.known == [
         (o.measures.flops, o.measures.divergence) for o in (ridge, student) if o.measures
     ]
 
@@ -149,8 +159,8 @@ def test_seeds_differ_between_splices_and_studies_and_global_random_state_is_lef
 ) -> None:
     first, second = made(tmp_path / "a"), made(tmp_path / "b", seed=1)
     one, two = splice(first, "mlp", 2), splice(first, "mlp", 3)
-    assert first.seed_of(one) == first.seed_of(one) != first.seed_of(two)
-    assert first.seed_of(one) != second.seed_of(one)
+    assert first.fitter.seed_of(one) == first.fitter.seed_of(one) != first.fitter.seed_of(two)
+    assert first.fitter.seed_of(one) != second.fitter.seed_of(one)
     state = torch.get_rng_state()
     first.carry_out(one)
     assert torch.equal(torch.get_rng_state(), state)
@@ -165,7 +175,7 @@ def test_whatever_goes_wrong_is_a_failure_with_its_time_but_a_full_disk_is_raise
         raise ZeroDivisionError("oh")
 
     with monkeypatch.context() as patch:
-        patch.setattr(proposal, "fit_student", broken)
+        patch.setattr(fitter, "fit_student", broken)
         outcome = proposals.carry_out(splice(proposals, "ridge"))
     assert outcome.state == "failed" and outcome.details["reason"] == "ZeroDivisionError: oh"
     assert outcome.details["seconds"]["fitting"] > 0
@@ -176,7 +186,7 @@ def test_whatever_goes_wrong_is_a_failure_with_its_time_but_a_full_disk_is_raise
 
 def test_a_student_whose_output_is_not_finite_fails(tmp_path: Path, monkeypatch: Any) -> None:
     proposals = made(tmp_path)
-    original = proposal.fit_student
+    original = fitter.fit_student
 
     def spoiled(*args: Any, **kwargs: Any) -> Any:
         fitted = original(*args, **kwargs)
@@ -184,7 +194,7 @@ def test_a_student_whose_output_is_not_finite_fails(tmp_path: Path, monkeypatch:
             parameter.data.fill_(float("nan"))
         return fitted
 
-    monkeypatch.setattr(proposal, "fit_student", spoiled)
+    monkeypatch.setattr(fitter, "fit_student", spoiled)
     outcome = proposals.carry_out(splice(proposals, "ridge"))
     assert outcome.state == "failed" and "NaN" in outcome.details["reason"]
-    assert proposals.known == []
+    assert proposals.memory.known == []

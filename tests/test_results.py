@@ -14,7 +14,7 @@ import tasks
 import spansearch as ss
 from spansearch.evaluate import Measures
 from spansearch.front import non_dominated
-from spansearch.proposal import Outcome, loss
+from spansearch.outcome import Outcome, loss
 from spansearch.recipe import Splice
 from spansearch.results import COLUMNS, MEASURES, select, summarise
 

@@ -12,9 +12,9 @@ from optuna.trial import TrialState
 from study_runs import TOTAL, count, new, table
 
 import spansearch as ss
-from spansearch import loop, proposal, trials, workbench
+from spansearch import fitter, loop, proposal, trials, workbench
 from spansearch.evaluate import Evaluator
-from spansearch.proposal import loss
+from spansearch.outcome import loss
 from spansearch.recipe import from_json
 from spansearch.search import RidgeRule, SeededSampler
 from spansearch.store import StudentFiles, run_lock
@@ -66,7 +66,7 @@ def test_a_finished_study_does_nothing_and_a_raised_total_continues_it(
     assert new(tmp_path).run(6) == "done"
     first = table(new(tmp_path))
     recorded = count(monkeypatch, workbench, "record")
-    fitted = count(monkeypatch, proposal, "fit_student")
+    fitted = count(monkeypatch, fitter, "fit_student")
     assert new(tmp_path).run(6) == "done"
     assert new(tmp_path).run(3) == "done"
     assert table(new(tmp_path)) == first and recorded == fitted == [0]
@@ -101,8 +101,8 @@ MOMENTS: dict[str, tuple[Any, str, tuple[int, ...], bool]] = {
     "planning": (loop, "predicted_front", (1,), True),
     "asking": (SeededSampler, "sample_relative", (2, 5, 9), False),
     "suggesting": (optuna.trial.Trial, "suggest_float", (1, 8), True),
-    "fitting": (proposal, "fit_student", (1, 4, 7), False),
-    "range test": (proposal, "find_rate", (1,), True),
+    "fitting": (fitter, "fit_student", (1, 4, 7), False),
+    "range test": (fitter, "find_rate", (1,), True),
     "writing a student": (StudentFiles, "save", (3, 6), False),
     "student written": (StudentFiles, "save", (1, 5), True),
     "evaluating": (Evaluator, "measure", (1, 4, 6), False),
@@ -185,7 +185,7 @@ def test_without_audit_every_condemned_proposal_is_pruned(tmp_path: Path, eager:
 
 def test_duplicates_cost_nothing_and_are_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = new(tmp_path, "cnn", families=("identity", "ridge"), nested=False, compose=False)
-    fitted = count(monkeypatch, proposal, "fit_student")
+    fitted = count(monkeypatch, fitter, "fit_student")
     carried_out = count(monkeypatch, proposal.Proposals, "carry_out")
     study.run(30)
     found = {t.number: t for t in study.finished()}
@@ -374,7 +374,7 @@ def test_a_student_fitted_once_is_reused_in_compositions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = new(tmp_path, "cnn", families=("conv", "thin"), nested=False)
-    fits, alone, reused = count(monkeypatch, proposal, "fit_student"), set(), 0
+    fits, alone, reused = count(monkeypatch, fitter, "fit_student"), set(), 0
     before = 0
 
     def look(number: int, splice: Any, outcome: Any) -> None:

@@ -13,7 +13,7 @@ from study_runs import TOTAL, new, outcomes, table
 from torch import nn
 
 import spansearch as ss
-from spansearch import loop, proposal
+from spansearch import fitter, loop, planner
 from spansearch.evaluate import Evaluator
 from spansearch.loop import FailedStudyError
 from spansearch.trials import outcome_of
@@ -177,13 +177,13 @@ def test_a_model_whose_spans_are_all_refused_by_replay_is_said_to_have_none(tmp_
 def test_a_family_that_breaks_when_it_is_asked_fails_its_trials_only(
     where: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weighed, original = [], loop.Loop._is_new
+    weighed, original = [], planner.Planner.is_new
 
-    def is_new(own: loop.Loop, params: Any) -> bool:
+    def is_new(own: planner.Planner, params: Any) -> bool:
         weighed.append(params["family"])
         return original(own, params)
 
-    monkeypatch.setattr(loop.Loop, "_is_new", is_new)
+    monkeypatch.setattr(planner.Planner, "is_new", is_new)
 
     def broken(self: Halved, *_: Any) -> Any:
         raise error(f"no {where} today")
@@ -199,7 +199,7 @@ def test_a_family_that_breaks_when_it_is_asked_fails_its_trials_only(
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(proposal, "fit_student"), (Evaluator, "measure"), (loop.Space, "decode")]
+    ("owner", "name"), [(fitter, "fit_student"), (Evaluator, "measure"), (loop.Space, "decode")]
 )
 def test_an_interrupt_that_a_library_made_an_error_of_is_still_one(
     owner: Any, name: str, tmp_path: Path, whole: ss.Study, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,7 @@ from spansearch.cli.options import (
     study_argument,
 )
 from spansearch.cli.terminal import console, number, progress_bar, share, track
-from spansearch.proposal import Outcome
+from spansearch.outcome import Outcome
 from spansearch.recipe import Splice, described
 from spansearch.study import Study
 

@@ -8,7 +8,7 @@ compared with what compositions came to when they were measured, corrects the tw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
@@ -125,12 +125,20 @@ class Composer:
         found: the teacher's spans, at full resolution.
         hidden: hidden features that may be thinned out, in the order in which they are read.
         curves: of each, the model's divergence when k of its groups stay (students/allocation.py).
+        refused: does a span not survive its replay? Asked of the spans between students.
     """
 
-    def __init__(self, found: Spans, hidden: Sequence[Hidden], curves: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        found: Spans,
+        hidden: Sequence[Hidden],
+        curves: Sequence[Tensor],
+        refused: Callable[[Span], bool] = lambda span: False,
+    ) -> None:
         self.found, self.hidden, self.curves = found, list(hidden), list(curves)
         self._cuts = [found.position(cut) for cut in found.cuts]
         self._hulls = [_hull(one, curve) for one, curve in zip(hidden, curves, strict=True)]
+        self._refused = refused
         self._between: dict[tuple[str, str], list[Span]] = {}  # planning a span costs more than choosing it
 
     def plan(
@@ -140,6 +148,22 @@ class Composer:
 
         None where nothing known brings the model down to it.
         """
+        while True:
+            items = self._best(given, library, budget, correction)
+            plan = None if items is None else self._made(items, budget)
+            if items is None or plan is None:
+                return None
+            thin = {splice.span_name for splice in plan.recipe if splice.counts}
+            refused = [gap for gap in self._gaps(items) if gap.name in thin and self._refused(gap)]
+            if not refused:
+                return plan
+            for gap in refused:
+                self._between[gap.start.name, gap.stop.name] = []
+
+    def _best(
+        self, given: Item, library: Sequence[Item], budget: float, correction: Correction
+    ) -> tuple[Item, ...] | None:
+        """The students of the composition that is predicted to be best."""
         best: tuple[float, tuple[Item, ...]] | None = None
         for items in self._sets(given, library):
             thinned = self._predicted(items, budget)
@@ -147,7 +171,7 @@ class Composer:
                 spliced = sum(item.divergence for item in items)
                 score = correction.thinned * thinned + correction.spliced * spliced
                 best = min(best, (score, items), key=lambda one: one[0]) if best else (score, items)
-        return None if best is None else self._made(best[1], budget)
+        return None if best is None else best[1]
 
     def _sets(self, given: Item, library: Sequence[Item]) -> Iterator[tuple[Item, ...]]:
         apart = [

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spansearch.calibration import Ran, Track, untracked
 from spansearch.divergence import divergence
 from spansearch.elimination import Elimination, eliminate, solve_kept
 from spansearch.evidence import Evidence
@@ -41,7 +43,9 @@ def penalty(fit: Moments) -> float:
 
 
 @torch.no_grad()
-def missed(hidden: Sequence[Hidden], found: Spans, evidence: Evidence) -> list[Tensor]:
+def missed(
+    hidden: Sequence[Hidden], found: Spans, evidence: Evidence, track: Track = untracked
+) -> list[Tensor]:
     """For each of the hidden features (groups + 1,): the divergence of the model, on held-out examples, when
     k of their groups stay and everything else is the teacher's; measured when first asked for.
 
@@ -49,13 +53,14 @@ def missed(hidden: Sequence[Hidden], found: Spans, evidence: Evidence) -> list[T
         hidden: in the order in which they are read.
         found: the teacher's spans, at full resolution.
         evidence: of the teacher.
+        track: shows progress.
     """
     known = evidence.missed
     todo = [one for one in hidden if one.reader not in known]
     if todo:
         walk = Walk(evidence.calibration, evidence.opened, found)
-        targets = [ran.outputs[0] for ran in evidence.calibration.run(evidence.teacher)]
-        for one in todo:
+        targets = [_held_out(ran) for ran in evidence.calibration.run(evidence.teacher)]
+        for one in track(todo, "measuring what the output misses without some features"):
             before = found.before(one.ops)
             if before is not None:
                 walk.advance(before)
@@ -63,7 +68,7 @@ def missed(hidden: Sequence[Hidden], found: Spans, evidence: Evidence) -> list[T
     return [known[one.reader] for one in hidden]
 
 
-def _curve(hidden: Hidden, walk: Walk, evidence: Evidence, targets: Sequence[Tensor | None]) -> Tensor:
+def _curve(hidden: Hidden, walk: Walk, evidence: Evidence, targets: Sequence[Any]) -> Tensor:
     fit, _ = evidence.layer(hidden.reader)
     group = len(fit.gram) // hidden.groups
     order = backward(fit, fit.gram, group)
@@ -82,16 +87,24 @@ def _curve(hidden: Hidden, walk: Walk, evidence: Evidence, targets: Sequence[Ten
         set_weight(layer, weight, fit.mean_y - weight @ fit.mean_x[columns])
         total = weights = 0.0
         for ran, target in zip(walk.tried(made, hidden.attributes(count)), targets, strict=True):
-            (output,) = ran.outputs
+            output = _held_out(ran)
             if output is None or target is None:
                 continue
-            some = ran.held if len(output) == len(ran.held) else torch.ones(len(output), dtype=torch.bool)
-            keep = None if ran.positions is None else ran.positions[some.to(ran.positions.device)]
-            ours, wanted = (t[some.to(t.device)] for t in (output, target))
-            one, weighs = divergence(ours, wanted, evidence.divergence, keep)
+            one, weighs = divergence(output[0], target[0], evidence.divergence, output[1])
             total, weights = total + float(one), weights + float(weighs)
         seen[float(lost[count])] = max(LEAST, total / max(weights, 1e-300))
     return between(lost, seen)
+
+
+def _held_out(ran: Ran) -> tuple[Tensor, Tensor | None] | None:
+    """What a model returned of the held-out examples of a batch, and which of their positions count; of all
+    examples where it does not return them one by one."""
+    (output,) = ran.outputs
+    if output is None:
+        return None
+    some = ran.held if len(output) == len(ran.held) else torch.ones(len(output), dtype=torch.bool)
+    keep = None if ran.positions is None else ran.positions[some.to(ran.positions.device)]
+    return output[some.to(output.device)], keep
 
 
 def between(lost: Tensor, seen: dict[float, float]) -> Tensor:

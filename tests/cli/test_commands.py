@@ -312,12 +312,12 @@ TASK = dataclasses.replace(TASK, score=score)
 def test_ctrl_c_before_the_study_exists_and_in_the_middle(
     run: Run, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spansearch import proposal, workbench
+    from spansearch import fitter, workbench
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for owner, name in ((tasks, "teacher"), (workbench, "record"), (proposal, "fit_student")):
+    for owner, name in ((tasks, "teacher"), (workbench, "record"), (fitter, "fit_student")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, stop)
             ended = run("run", study, "--trials", "3")

@@ -62,12 +62,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     slowly = """
 import dataclasses, time
-from spansearch import proposal
-original = proposal.fit_student
+from spansearch import fitter
+original = fitter.fit_student
 def slow(*args, **kwargs):
     time.sleep(0.1)
     return original(*args, **kwargs)
-proposal.fit_student = slow
+fitter.fit_student = slow
 """
     return tasks.study_file(tmp_path_factory.mktemp("study") / "study.py", "mlp", slowly)
 

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy.exc
 import tasks
 
-from spansearch import proposal, workbench
+from spansearch import fitter, workbench
 from spansearch.store import StudentFiles
 
 from .conftest import Run
@@ -55,7 +55,7 @@ def test_a_stop_that_a_library_made_an_error_of_in_a_trial(
     run: Run, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patched(patch, proposal, "fit_student", stopped(nothing))
+        patched(patch, fitter, "fit_student", stopped(nothing))
         ended = run("run", study, "--trials", "6")
     assert ended.code == 0 and "Stopped after 2 of 6 trials, all saved" in ended.err
     assert "failed" not in ended.err

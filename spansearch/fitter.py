@@ -1,0 +1,92 @@
+"""Fits the students of one study: each with its own seed, each learning rate found once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from torch import nn
+
+from spansearch.compose import Composition, Part
+from spansearch.errors import StudyError
+from spansearch.fit import find_rate
+from spansearch.recipe import Splice
+from spansearch.search import Search
+from spansearch.search.composing import Library
+from spansearch.spans import Span
+from spansearch.store import StudentFiles
+from spansearch.students import Fitted, fit_student
+from spansearch.workbench import Workbench
+
+log = logging.getLogger("spansearch")
+
+HARDLY = 0.8  # held-out error of a fit that has learnt next to nothing; 1 is the mean
+
+
+class Rates:
+    """Learning rates by family, start and layout, found once by a range test and kept with the study."""
+
+    def __init__(self, known: dict[str, float]) -> None:
+        self.known = dict(known)
+
+    def get(self, name: str, span: Span, init: str, search: Callable[[], float]) -> float:
+        key = f"{name} {init} {span.stop.layout}"
+        if key not in self.known:
+            self.known[key] = search()
+        return self.known[key]
+
+
+class Fitter:
+    """Fits students.
+
+    Args:
+        bench: teacher, data, spans.
+        settings: the search's.
+        files: where students are kept.
+        rates: learning rates known so far.
+    """
+
+    def __init__(self, bench: Workbench, settings: Search, files: StudentFiles, rates: Rates) -> None:
+        self.bench, self.settings, self.files, self.rates = bench, settings, files, rates
+
+    def alone(self, one: Splice, span: Span, library: Library) -> tuple[Splice, nn.Module]:
+        """A student by itself, and what it grew to: as it was fitted before, where that is still there."""
+        known = library.get(one)
+        if known is not None and known.entry is not None:
+            part = Part(span, one.family, one.size, known.depth)
+            try:
+                kept = Composition.restored([part], self.files.load(known.entry), self.bench.teacher)
+            except (StudyError, KeyError, RuntimeError) as error:
+                log.warning("%s is fitted again: %s", one, error)
+            else:
+                return replace(one, depth=known.depth), kept.students[span].to(self.bench.device)
+        fitted = self.fit(one, span)
+        return replace(one, depth=fitted.depth), fitted.student
+
+    def fit(self, one: Splice, span: Span) -> Fitted:
+        """A student on what the teacher has at both ends of its span."""
+        evidence, seed, fit = self.bench.evidence, self.seed_of(one), self.settings.fit
+        tested = []
+
+        def test(start: Callable[[], nn.Module]) -> float:
+            tested.append(find_rate(start, evidence.data(span), fit, seed))
+            return tested[-1]
+
+        def rate(start: Callable[[], nn.Module]) -> float:
+            return self.rates.get(one.family, span, one.init, partial(test, start))
+
+        student = partial(fit_student, one.family, span, one.size, one.init, evidence, fit)
+        fitted = student(rate, seed)
+        if fitted.report is None or tested or fitted.held_out_error < HARDLY:
+            return fitted
+        # hardly better than the mean: a rate found for another size of student may be none for this one
+        again = student(test, seed)
+        return again if again.held_out_error < fitted.held_out_error else fitted
+
+    def seed_of(self, one: Splice) -> int:
+        """The seed of a splice's fit: the same splice is the same student whenever it comes up."""
+        words = [self.settings.seed, *str(one).encode()]
+        return int(np.random.default_rng(words).integers(2**31))

@@ -1,0 +1,77 @@
+"""What the trials of a study taught it so far.
+
+A running study and one that is resumed learn in the same way, from one finished trial after the other: so
+both know the same.
+"""
+
+from __future__ import annotations
+
+from spansearch.outcome import Outcome
+from spansearch.recipe import Recipe, Splice
+from spansearch.search import RidgeRule
+from spansearch.search.composing import Item, Library
+from spansearch.spans import Spans
+
+Seen = dict[Recipe, tuple[int, Outcome]]
+"""By recipe, as asked for, the trial that it was tried in, and what became of it."""
+
+
+class Memory:
+    """What is known after some trials.
+
+    Args:
+        found: the teacher's spans, at full resolution.
+
+    Attributes:
+        rule: the ridge rule with the ratios seen.
+        known: (flops, divergence) of the models measured.
+        linear: divergence of the best linear student, spliced and not healed, by span name.
+        library: the students measured by themselves, and what compositions came to.
+        seen: what was tried; failed trials may be tried again.
+        refused: names of the spans that did not survive their replay.
+    """
+
+    def __init__(self, found: Spans) -> None:
+        self.found = found
+        self.rule = RidgeRule()
+        self.known: list[tuple[int, float]] = []
+        self.linear: dict[str, float] = {}
+        self.library = Library()
+        self.seen: Seen = {}
+        self.refused: list[str] = []
+
+    def learn(self, number: int, splice: Splice | None, outcome: Outcome) -> None:
+        """A trial is finished.
+
+        Args:
+            splice: that was asked for; None where its family could not say.
+        """
+        details = outcome.details
+        if splice is None or "duplicate_of" in details:
+            return
+        if outcome.state != "failed":
+            recipe = outcome.recipe or (splice,)
+            self.seen[tuple(one.asked for one in recipe)] = (number, outcome)
+        if details.get("refused_by_replay"):
+            self.refused.append(splice.span_name)
+        baseline = details.get("linear_divergence")
+        if baseline is not None:
+            self.linear[splice.span_name] = baseline
+        measures = outcome.measures
+        if measures is None:
+            return
+        self.known.append((measures.flops, measures.divergence))
+        predicted = details.get("predicted")
+        if predicted is not None:
+            self.library.learn(predicted["thinned"], predicted["spliced"], measures.divergence)
+            return
+        if baseline is not None:
+            self.rule.learn(measures.divergence, baseline)
+        elif splice.family == "ridge":
+            raw = details.get("unhealed", {}).get("divergence", measures.divergence)
+            self.linear.setdefault(splice.span_name, raw)
+        saved = (1 - measures.flops_ratio) * self.found.flops
+        span, made = self.found[splice.start, splice.stop], outcome.made(splice)
+        self.library.add(
+            Item(splice.asked, span, saved, measures.divergence, made.depth, details.get("student"))
+        )
