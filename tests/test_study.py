@@ -18,6 +18,7 @@ from spansearch.outcome import loss
 from spansearch.recipe import from_json
 from spansearch.search import RidgeRule, SeededSampler
 from spansearch.store import StudentFiles, run_lock
+from spansearch.students import allocation
 from spansearch.trials import FINISHED, outcome_of
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -329,9 +330,12 @@ def test_a_study_opens_from_its_file_or_its_directory(tmp_path: Path) -> None:
         ss.Study.open(tasks.study_file(tmp_path / "other.py", "mlp", "SEARCH = 3"))
 
 
-def test_compositions_are_measured_stored_and_known_to_a_resumed_study(tmp_path: Path) -> None:
+def test_compositions_are_measured_stored_and_known_to_a_resumed_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Several splices in one trial: within their budget, loaded exactly, the same after a stop."""
     families = ("ridge", "lowrank", "thin")
+    curves = count(monkeypatch, allocation, "_curve")
     straight = new(tmp_path / "straight", "cnn", families=families)
     straight.run(22)
     composed = [(t, o) for t in straight.finished() for o in [outcome_of(t)[1]] if len(o.recipe) > 1]
@@ -343,9 +347,11 @@ def test_compositions_are_measured_stored_and_known_to_a_resumed_study(tmp_path:
         assert straight.bench.validation.measure(model) == outcome.measures
     stopped = new(tmp_path / "stopped", "cnn", families=families)
     stopped.run(13)
+    curves[0] = 0
     again = new(tmp_path / "stopped", "cnn", families=families)
     again.run(22)
     assert table(again) == table(straight)
+    assert curves[0] == 0  # what the output misses is kept with the study
 
 
 def test_a_healed_splice_is_kept_only_where_it_is_better(tmp_path: Path) -> None:

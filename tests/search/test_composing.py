@@ -97,6 +97,25 @@ def test_features_go_where_they_are_missed_least():
     assert thin.size == max(thin.counts)
 
 
+def test_a_span_that_fails_its_replay_is_not_planned_with_again():
+    given, limit = item(1, 1, 0.05), 0.6 * found().flops
+    free = composer().plan(given, [], limit, Correction())
+    assert free is not None
+    thin = [splice for splice in free.recipe if splice.family == "thin"]
+    worst, asked = thin[0].span_name, []
+
+    def refused(span):
+        asked.append(span.name)
+        return span.name == worst
+
+    wary = Composer(found(), found().hidden, composer().curves, refused)
+    for _ in range(2):
+        plan = wary.plan(given, [], limit, Correction())
+        assert plan is None or worst not in [splice.span_name for splice in plan.recipe]
+    assert asked.count(worst) == 1
+    assert plan is None or plan.flops <= limit + 1e-6
+
+
 def test_a_long_student_stands_in_where_it_is_cheap():
     given = item(0, 0, 0.001)
     good, bad = item(1, 3, 1e-4), item(1, 3, 10.0)
