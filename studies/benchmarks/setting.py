@@ -65,6 +65,20 @@ class Setting:
     def names(self, kind: str, **more: Any) -> Record:
         return {"kind": kind, "teacher": self.teacher, "seed": self.seed, **more}
 
+    def about(self) -> Record:
+        """The teacher itself, on the test split."""
+        test = self.bench.test
+        return {
+            "kind": "teacher",
+            "teacher": self.teacher,
+            "seed": self.seed,
+            "score": test.teacher_score,
+            "flops": test.teacher_cost.flops,
+            "params": test.teacher_cost.params,
+            "spans": len(self.spans),
+            "made_by": self.bench.teacher_hash,
+        }
+
     def carry_out(self, job: Job) -> Record:
         """The record of a job, measured unless it is known. What goes wrong is recorded and tried again
         by the next run."""

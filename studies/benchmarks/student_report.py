@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.pages import mean, origin, share, table, teachers_table
 from benchmarks.student_summary import TARGETS
 
 
@@ -11,9 +12,9 @@ def markdown(results: dict[str, Any]) -> str:
     answers, teachers = results["answers"], list(results["teachers"])
     parts = [
         "# Students of every family",
-        _origin(results),
+        origin(results),
         "## Teachers",
-        _teachers(results["teachers"]),
+        teachers_table(results["teachers"]),
         "## Family by teacher",
         "Test divergence after the splice, relative to the span's best linear map (ridge or lowrank, chosen "
         "by validation): geometric mean over spans and seeds, in brackets the least and the largest of the "
@@ -56,30 +57,15 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _origin(results: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    seeds = ", ".join(str(seed) for seed in results["seeds"])
-    return f"`{results['command']}`\n\n{results['date']}; seeds {seeds}; {versions}."
-
-
-def _teachers(teachers: dict[str, Any]) -> str:
-    rows = [
-        [name, str(one["seed"]), f"{one['score']:.4f}", f"{one['flops'] / 1e6:.2f} M", str(one["spans"])]
-        for name, seeds in teachers.items()
-        for one in seeds
-    ]
-    return _table(["teacher", "seed", "test score", "flops", "spans"], rows)
-
-
 def _families(rows: Sequence[dict[str, Any]], teachers: Sequence[str]) -> str:
     lines = []
     for row in rows:
         cells = []
         for teacher in teachers:
             one = row["teachers"].get(teacher)
-            cells.append(f"{_mean(one)}, {_share(one['flops_share'])}, {one['spans']}" if one else "-")
+            cells.append(f"{mean(one)}, {share(one['flops_share'])}, {one['spans']}" if one else "-")
         lines.append([row["family"], f"{row['width']:g}" if row["width"] else "-", *cells])
-    return _table(["family", "width", *teachers], lines)
+    return table(["family", "width", *teachers], lines)
 
 
 def _answers(answers: dict[str, Any], question: str, sign: str, more: str | None = None) -> str:
@@ -89,7 +75,7 @@ def _answers(answers: dict[str, Any], question: str, sign: str, more: str | None
         rows.append(
             [
                 teacher,
-                _mean(one),
+                mean(one),
                 f"{one['median']:.3g}",
                 f"{sign} {target:g}" if target else "-",
                 str(one["spans"]),
@@ -97,7 +83,7 @@ def _answers(answers: dict[str, Any], question: str, sign: str, more: str | None
         )
         if more:
             rows[-1].append(", ".join(f"{name} {count}" for name, count in one[more].items()))
-    return _table(["teacher", "ratio", "median", "target", "spans", *([more] if more else [])], rows)
+    return table(["teacher", "ratio", "median", "target", "spans", *([more] if more else [])], rows)
 
 
 def _starts(answers: dict[str, Any]) -> str:
@@ -106,7 +92,7 @@ def _starts(answers: dict[str, Any]) -> str:
         [
             teacher,
             str(budget),
-            _mean(one),
+            mean(one),
             f"{one['median']:.3g}",
             f">= {target[teacher]:g}" if teacher in target else "-",
             str(one["spans"]),
@@ -115,17 +101,17 @@ def _starts(answers: dict[str, Any]) -> str:
         for teacher, budgets in answers.items()
         for budget, one in budgets.items()
     ]
-    return _table(["teacher", "steps", "ratio", "median", "target", "spans", "before the last solve"], rows)
+    return table(["teacher", "steps", "ratio", "median", "target", "spans", "before the last solve"], rows)
 
 
 def _widths(answers: dict[str, Any], question: str) -> str:
     target = TARGETS[question]
     rows = [
-        [teacher, f"{width:g}", _mean(one), f">= {target[teacher]:g}" if teacher in target else "-"]
+        [teacher, f"{width:g}", mean(one), f">= {target[teacher]:g}" if teacher in target else "-"]
         for teacher, widths in answers.items()
         for width, one in widths.items()
     ]
-    return _table(["teacher", "width", "ratio", "target"], rows)
+    return table(["teacher", "width", "ratio", "target"], rows)
 
 
 def _thin(records: Sequence[dict[str, Any]]) -> str:
@@ -139,7 +125,7 @@ def _thin(records: Sequence[dict[str, Any]]) -> str:
                 str(record["seed"]),
                 record["span"],
                 f"{record['width']:g}",
-                _share(record["flops_ratio"]),
+                share(record["flops_ratio"]),
                 f"{record['test']:.4g}",
                 f"{record['fit_seconds']:.1f}",
                 f"{other['test']:.4g}" if other else "-",
@@ -155,7 +141,7 @@ def _thin(records: Sequence[dict[str, Any]]) -> str:
         "seconds",
         "from scratch, 10 x as long",
     ]
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _model(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -167,7 +153,7 @@ def _times(answers: dict[str, Any], teachers: Sequence[str]) -> str:
         [name, *(_passes(found[teacher]) if teacher in found else "-" for teacher in teachers)]
         for name, found in answers.items()
     ]
-    return _table(["family", *teachers], rows)
+    return table(["family", *teachers], rows)
 
 
 def _passes(one: dict[str, Any]) -> str:
@@ -179,20 +165,4 @@ def _failed(records: Sequence[dict[str, Any]]) -> str:
         [r["teacher"], str(r["seed"]), r["kind"], r["span"], r["family"], r["failed"].splitlines()[0][:200]]
         for r in records
     ]
-    return _table(["teacher", "seed", "kind", "span", "family", "reason"], rows)
-
-
-def _mean(one: dict[str, Any]) -> str:
-    around = f" [{one['low']:.3g}, {one['high']:.3g}]" if one["seeds"] > 1 else ""
-    return f"{one['mean']:.3g}{around}"
-
-
-def _share(ratio: float) -> str:
-    return f"{100 * ratio:.3g}%"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return "Not measured."
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return table(["teacher", "seed", "kind", "span", "family", "reason"], rows)

@@ -16,7 +16,7 @@ LEAST = 1e-12  # a divergence of 0 has no logarithm
 TARGETS = {
     "best_at_half": {"cnn": 0.25, "mlp": 0.6, "transformer": 0.85},
     "scratch_to_warm": {"cnn": 1.8, "mlp": 1.4},
-    "truncated_to_ridge": {"cnn": 0.5, "mlp": 0.5, "transformer": 0.5},
+    "truncated_to_ridge": {"cnn": 0.5},
     "energy_to_elimination": {"cnn": 1.5},
     "even_to_thin": {"cnn": 1.5},
     "scratch_to_thin": {"cnn": 5.0, "transformer": 5.0},

@@ -8,8 +8,6 @@ a thin network against the same architecture trained from scratch. Teachers trai
 kept in --cache. Every figure is written down once it is measured: the same command goes on where it was.
 """
 
-import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +19,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the teachers' study files
 
 import spansearch as ss
+from benchmarks.command import Several, common_options, write_results
 from benchmarks.fit_times import time_jobs
 from benchmarks.records import Records, provenance
 from benchmarks.setting import SMALLEST, WIDTHS, Job, Setting, aimed_jobs, start_jobs, student_jobs
 from benchmarks.student_report import markdown
 from benchmarks.student_summary import LINEAR, SMALL, summarise
-from benchmarks.teachers import TEACHERS, task
+from benchmarks.teachers import task
 from benchmarks.thin import thin_jobs
 from spansearch.cli.terminal import progress_bar
 from spansearch.students import families
-
-OUT = Path(__file__).resolve().parents[1] / "results" / "students.json"
 
 WARM_START = {"cnn": "conv", "mlp": "mlp"}
 """Whose warm start is held against a scratch start."""
@@ -75,21 +72,6 @@ def run(setting: Setting, names: Sequence[str], widths: Sequence[float], kinds: 
             bar.advance(shown)
 
 
-def about(setting: Setting) -> dict[str, Any]:
-    """The teacher itself, on the test split."""
-    test = setting.bench.test
-    return {
-        "kind": "teacher",
-        "teacher": setting.teacher,
-        "seed": setting.seed,
-        "score": test.teacher_score,
-        "flops": test.teacher_cost.flops,
-        "params": test.teacher_cost.params,
-        "spans": len(setting.spans),
-        "made_by": setting.bench.teacher_hash,
-    }
-
-
 def write(out: Path, records: Sequence[dict[str, Any]], search: ss.Search) -> None:
     """The answers from all records as JSON, and beside it as a page of Markdown."""
     teachers: dict[str, list[dict[str, Any]]] = {}
@@ -102,31 +84,11 @@ def write(out: Path, records: Sequence[dict[str, Any]], search: ss.Search) -> No
         "teachers": dict(sorted(teachers.items())),
         "answers": summarise([record for record in records if record["kind"] != "teacher"]),
     }
-    for path, text in ((out, json.dumps(results, indent=1)), (out.with_suffix(".md"), markdown(results))):
-        partial = path.with_suffix(path.suffix + ".partial")
-        partial.write_text(text)
-        os.replace(partial, path)
-
-
-class Several(click.Option):
-    """An option that takes every value up to the next option: --seeds 0 1 2."""
-
-    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        super().add_to_parser(parser, ctx)
-        option = next(parser._long_opt[name] for name in self.opts if name in parser._long_opt)
-        process = option.process
-
-        def take(value: Any, state: Any) -> None:
-            process(value, state)
-            while state.rargs and not state.rargs[0].startswith("-"):
-                process(state.rargs.pop(0), state)
-
-        option.process = take
+    write_results(out, results, markdown(results))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--teacher", "chosen", multiple=True, type=click.Choice(list(TEACHERS)), help="Default: all.")
-@click.option("--seeds", cls=Several, multiple=True, type=click.IntRange(0), default=(0, 1, 2))
+@common_options("students")
 @click.option("--families", "names", cls=Several, multiple=True, help="Default: every registered family.")
 @click.option(
     "--only",
@@ -139,13 +101,6 @@ class Several(click.Option):
 )
 @click.option(
     "--widths", cls=Several, multiple=True, type=click.FloatRange(0, 1, min_open=True), default=WIDTHS
-)
-@click.option("--out", type=click.Path(path_type=Path), default=OUT)
-@click.option(
-    "--cache", type=click.Path(path_type=Path), default=Path("runs/benchmarks"), help="For teachers."
-)
-@click.option(
-    "--threads", type=click.IntRange(1), default=1, help="Of torch; more than one for a quiet machine."
 )
 def main(
     chosen: tuple[str, ...],
@@ -163,12 +118,12 @@ def main(
         raise click.BadParameter(f"unknown: {', '.join(unknown)}. Known: {', '.join(sorted(families))}")
     torch.set_num_threads(threads)
     records, search = Records(out.with_suffix(".jsonl")), ss.Search(nested=False)
-    for teacher in chosen or TEACHERS:
+    for teacher in chosen:
         for seed in seeds:
             directory = cache / f"{teacher}_seed{seed}"
             setting = Setting(teacher, seed, task(teacher, seed, cache), records, directory, search)
             run(setting, names or list(families), widths, kinds)
-            records.add(about(setting))
+            records.add(setting.about())
             write(out, records.all(), search)
     click.echo(out.with_suffix(".md"))
 
