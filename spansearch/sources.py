@@ -34,23 +34,27 @@ class Source:
     def bytes(self) -> int:
         """What its statistics hold: five Gram matrices (fit, one half of it, held-out, eigenvectors, held-out
         in their basis) and as many cross moments, float64."""
-        return _bytes(self.maps)
+        d = next(iter(self.maps.values())).d_in
+        return 5 * 8 * d * (d + sum(m.d_out for m in self.maps.values()))
 
-
-def _bytes(maps: Mapping[str, LinearMap]) -> int:
-    d = next(iter(maps.values())).d_in
-    return 5 * 8 * d * (d + sum(m.d_out for m in maps.values()))
+    @property
+    def working(self) -> int:
+        """Bytes that gathering, decomposing and solving take beside it, or either half of the examples: as
+        much again, and eight matrices of the size of a weight."""
+        return self.bytes + 8 * 8 * max(m.d_in * m.d_out for m in self.maps.values())
 
 
 def packed(start: CutPoint, maps: Mapping[str, LinearMap], budget: int) -> list[Source]:
-    """Sources of stops that share a reading, none above half of the budget; a stop alone may be."""
-    groups: list[dict[str, LinearMap]] = []
+    """Sources of stops that share a reading, with as many as can be worked on within the budget, or one."""
+    made: list[Source] = []
     for stop, one in maps.items():
-        if groups and 2 * _bytes({**groups[-1], stop: one}) <= budget:
-            groups[-1][stop] = one
-        else:
-            groups.append({stop: one})
-    return [Source(start, group) for group in groups]
+        if made:
+            more = Source(start, {**made[-1].maps, stop: one})
+            if more.bytes + more.working <= budget:
+                made[-1] = more
+                continue
+        made.append(Source(start, {stop: one}))
+    return made
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,8 @@ class Sources:
     Args:
         recording: the activations; every start and stop must be in it.
         device: where moments are accumulated (float64).
-        budget: bytes. Gathering, decomposing and solving a source take as much again as what it keeps: all
-            that are kept, and the largest of them twice, fit into it. A source larger than half of it is
-            alone and takes what it takes.
+        budget: bytes. All that are kept, and working on the largest of them, fit into it. A source with
+            which that cannot be is alone and takes what it takes. Not in it: blocks of rows (moments.py).
         leaving: is told of a source before it is freed, and may ask for it.
     """
 
@@ -93,8 +96,8 @@ class Sources:
 
     def _make_room(self, source: Source) -> None:
         while self._kept:
-            sizes = [one.bytes for one in (*self._kept, source)]
-            if sum(sizes) + max(sizes) <= self.budget:
+            held = [*self._kept, source]
+            if sum(one.bytes for one in held) + max(one.working for one in held) <= self.budget:
                 return
             oldest = next(iter(self._kept))
             self.leaving(oldest)
