@@ -139,7 +139,7 @@ class RidgePath:
     @cached_property
     def _difference(self) -> tuple[Tensor, Tensor] | None:
         """Errors and alphas of the ranks of y - x: solved when first asked for, most never are."""
-        identity = self.map.identity_weight()
+        identity = self.map.identity_columns()
         if identity is None:
             return None
         problem = Problem.of(self._again(), self._stop, "identity", identity)
@@ -212,7 +212,7 @@ def solve_span(
     columns, linear = fit.columns[stop], fit.maps[stop]
     given = priors or {}
     if priors is None:
-        identity = linear.identity_weight()
+        identity = linear.identity_columns()
         priors = {"zero": None} if identity is None else {"zero": None, "identity": identity}
     alphas = torch.tensor(grid, dtype=_FLOAT64, device=s.device) * decomposition.scale
     problems = {name: Problem.of(decomposition, stop, name, prior) for name, prior in priors.items()}

@@ -36,6 +36,8 @@ class Problem:
     def of(cls, dec: Decomposition, stop: str, name: str = "zero", prior: Tensor | None = None) -> Problem:
         """Of a stop's targets and a prior (d_out, d_in), None for zero; ``name`` is for the message.
 
+        A prior that reads one feature a target, with weight 1, may be given as these features (d_out,).
+
         Raises:
             ValueError: a prior of another shape.
         """
@@ -44,14 +46,16 @@ class Problem:
         fit_square, held_square = dec.fit.square[columns].sum(), dec.held_square[columns].sum()
         if prior is None:
             return cls(dec, stop, cross, held_cross, fit_square, held_square)
-        if tuple(prior.shape) != (linear.d_out, linear.d_in):
+        if prior.dtype == torch.long:
+            P = dec.vectors[prior.to(dec.vectors.device)].T
+        elif tuple(prior.shape) == (linear.d_out, linear.d_in):
+            P = dec.vectors.T @ prior.to(dec.values).T
+        else:
             raise ValueError(
                 f"solve_span: expected prior {name!r} of shape {(linear.d_out, linear.d_in)}, got "
                 f"{tuple(prior.shape)}. The weight is shrunk towards it entry by entry; give (d_out, d_in), "
                 "or None for zero."
             )
-        prior = prior.to(dec.values)
-        P = dec.vectors.T @ prior.T
         SP, HP = dec.values[:, None] * P, dec.held_gram @ P
         fit_square = fit_square + (P * (SP - 2 * cross)).sum()
         held_square = held_square + (P * (HP - 2 * held_cross)).sum()
