@@ -100,7 +100,8 @@ class Evidence:
                 for part in PARTS
             }
             recording = Recording(ends, recorded.masks)
-            self._screened[span] = Screening(recording, (span,), self.screening.device)
+            known = self.screening
+            self._screened[span] = Screening(recording, (span,), known.device, known.memory_budget)
         return self._screened[span]
 
     def ridge(self, span: Span, kernel: int = 3) -> RidgePath:

@@ -94,16 +94,24 @@ class LinearMap:
         """Rows per example of the recorded shape (tokens of another length give as many as they have)."""
         return {"tokens": self.out_shape[0], "map": math.prod(self.out_shape[1:])}.get(self.kind, 1)
 
-    def blocks(self, examples: int, max_values: int) -> Iterator[tuple[slice, slice]]:
-        """Cut a batch so that one block of features holds at most about `max_values` numbers.
+    @property
+    def gathers(self) -> bool:
+        """Are the features numbers of the activation as they stand, not means of several?"""
+        return self.kind in ("vector", "tokens", "map")
+
+    def blocks(
+        self, examples: int, max_values: int, width: int | None = None
+    ) -> Iterator[tuple[slice, slice]]:
+        """Cut a batch so that one block of rows of `width` numbers, the features, holds about `max_values`.
 
         Yields (examples, lines): a slice of the batch and, where one example of a map is already too large,
         a slice of the lines (the H axis) of the output map; otherwise lines is slice(None).
         """
-        per_example = self.rows * self.d_in
+        width = self.d_in if width is None else width
+        per_example = self.rows * width
         if self.kind == "map" and per_example > max_values:
-            height, width = self.out_shape[1:]
-            step = max(1, max_values // (width * self.d_in))
+            height, pixels = self.out_shape[1:]
+            step = max(1, max_values // (pixels * width))
             for i in range(examples):
                 for top in range(0, height, step):
                     yield slice(i, i + 1), slice(top, min(top + step, height))

@@ -18,6 +18,7 @@ from spansearch.linear_map_choice import linear_map
 from spansearch.linear_maps import LinearMap
 
 _FLOAT64 = torch.float64
+_STRIP = 256  # columns of the Gram matrix at once: of what is left of its diagonal nothing is multiplied
 
 
 class Moments:
@@ -28,7 +29,7 @@ class Moments:
         dtype: of the matrix products; sums are float64 always. float32 is faster and loses digits where
             relative errors are near 1e-4 or the Gram matrix is close to singular.
         device: where products and sums live (it has to know float64); batches are moved there block by block.
-        block_bytes: bound on one block of features.
+        block_bytes: bound on one block of features and targets; the default stays near the processor's cache.
 
     Attributes:
         count: rows so far.
@@ -50,7 +51,7 @@ class Moments:
         maps: Mapping[str, LinearMap],
         dtype: torch.dtype = _FLOAT64,
         device: torch.device | str = "cpu",
-        block_bytes: int = 64 * 2**20,
+        block_bytes: int = 16 * 2**20,
     ) -> None:
         if len({m.reading for m in maps.values()}) != 1:
             raise ValueError(
@@ -106,20 +107,18 @@ class Moments:
                 )
             keep = keep.reshape(len(x), lines, -1)
         max_values = self.block_bytes // self.dtype.itemsize
-        for examples, lines_ in reader.blocks(len(x), max_values):
-            X = reader.features(x[examples].to(self.device, self.dtype), lines_)
-            Y = torch.cat(
-                [
-                    m.targets(ys[stop][examples], lines_).to(self.device, self.dtype)
-                    for stop, m in self.maps.items()
-                ],
-                1,
-            )
+        dtype = x.dtype if reader.gathers else self.dtype  # numbers that are only moved are converted once
+        width = reader.d_in + len(self.mean_y)
+        for examples, lines_ in reader.blocks(len(x), max_values, width):
+            X = reader.features(x[examples].to(self.device, dtype), lines_)
+            Z = torch.empty(len(X), width, dtype=self.dtype, device=self.device)
+            Z[:, : reader.d_in] = X
+            for stop, columns in self.columns.items():
+                Z[:, reader.d_in :][:, columns] = self.maps[stop].targets(ys[stop][examples], lines_)
             if keep is not None:
-                kept = keep[examples, lines_].reshape(-1).to(self.device)
-                X, Y = X[kept], Y[kept]
-            if len(X):
-                self._join(X, Y)
+                Z = Z[keep[examples, lines_].reshape(-1).to(self.device)]
+            if len(Z):
+                self._join(Z)
 
     def combined(self, matrix: Tensor, stop: str) -> "Moments":
         """The moments of X matrix' and the targets of one stop: linear in the features, no data is read.
@@ -171,9 +170,11 @@ class Moments:
         made.square = (self.square + sign * other.square + between * shift_y.square()).clamp_(min=0.0)
         return made
 
-    def _join(self, X: Tensor, Y: Tensor) -> None:
-        n, total = len(X), self.count + len(X)
-        mean_x, mean_y = X.mean(0, dtype=_FLOAT64), Y.mean(0, dtype=_FLOAT64)
+    def _join(self, Z: Tensor) -> None:
+        """Take in rows of features and targets side by side, which are centred in place."""
+        n, d, total = len(Z), len(self.mean_x), self.count + len(Z)
+        mean = Z.mean(0, dtype=_FLOAT64)
+        mean_x, mean_y = mean[:d], mean[d:]
         broken = [stop for stop, c in self.columns.items() if not mean_y[c].isfinite().all()]
         if broken or not mean_x.isfinite().all():
             raise DataError(
@@ -181,14 +182,18 @@ class Moments:
                 f"{broken or 'the start activation'}. One such row spoils every sum; mask the rows out with "
                 "keep, or look for the layer that overflows."
             )
-        X, Y = X - mean_x.to(X.dtype), Y - mean_y.to(Y.dtype)
+        Z -= mean.to(Z.dtype)
         shift_x, shift_y = mean_x - self.mean_x, mean_y - self.mean_y
         between = self.count * n / total
-        self.gram += X.T @ X
+        for first in range(0, d, _STRIP):
+            last = min(first + _STRIP, d)
+            products = Z[:, first:last].T @ Z[:, first:]
+            self.gram[first:last, first:] += products[:, : d - first]
+            self.gram[last:, first:last] = self.gram[first:last, last:].T
+            self.cross[first:last] += products[:, d - first :]
         self.gram.addr_(shift_x, shift_x, alpha=between)
-        self.cross += X.T @ Y
         self.cross.addr_(shift_x, shift_y, alpha=between)
-        self.square += Y.square().sum(0, dtype=_FLOAT64) + between * shift_y.square()
+        self.square += Z[:, d:].square().sum(0, dtype=_FLOAT64) + between * shift_y.square()
         self.mean_x += shift_x * (n / total)
         self.mean_y += shift_y * (n / total)
         self.count = total

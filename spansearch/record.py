@@ -39,6 +39,16 @@ class Recording:
         """Number of examples in a part."""
         return len(next(iter(self.values[part].values())))
 
+    @property
+    def bytes_in_memory(self) -> int:
+        """Of the activations that are not files."""
+        return sum(
+            value.numel() * value.element_size()
+            for values in self.values.values()
+            for name, value in values.items()
+            if name not in self.on_disk
+        )
+
     def pair(self, start: str, stop: str, part: Part) -> tuple[Tensor, Tensor]:
         """What goes into a span and what comes out of it, (n, *start shape) and (n, *stop shape)."""
         return self.values[part][start], self.values[part][stop]

@@ -4,7 +4,7 @@
 alone (moments.py, also for the notation).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spansearch.linear_map_choice import linear_map
 from spansearch.linear_maps import LinearMap
 from spansearch.moments import Decomposition, Moments
-from spansearch.ridge_problem import Problem
+from spansearch.ridge_problem import Problem, without_prior
 
 STRENGTHS: tuple[float, ...] = tuple(10.0**k for k in range(-8, 2))
 """Relative strengths tried: alpha = strength x the mean eigenvalue of the fit Gram matrix, trace(G) / d."""
@@ -37,7 +37,7 @@ class RidgePath:
         map: how rows are read; `module()` and `low_rank_module()` turn weights into modules.
         prior: name of what the weight was shrunk towards, "zero" or "identity" (or the caller's).
         strength, alpha: the chosen penalty, relative and in units of x^2 summed over the fit rows.
-        weight, bias: (d_out, d_in) and (d_out,), float64.
+        degrees: effective degrees of freedom of a target's weights, sum s / (s + alpha); at most d_in.
         held_out_error, fit_error: of weight and bias.
         curves: prior -> held-out error at each strength, smallest strength first.
         identity_error: held-out error of predicting y = x; None where shapes differ.
@@ -47,8 +47,7 @@ class RidgePath:
     prior: str
     strength: float
     alpha: float
-    weight: Tensor
-    bias: Tensor
+    degrees: float
     held_out_error: float
     fit_error: float
     curves: dict[str, list[float]]
@@ -56,8 +55,22 @@ class RidgePath:
     _stop: str = field(repr=False)
     _alphas: Tensor = field(repr=False)
     _held_scale: float = field(repr=False)
-    # Shared by the spans of a reading and kept for at_rank, which builds a rank only when it is asked for.
-    _decomposition: Decomposition = field(repr=False)
+    _prior: Tensor | None = field(repr=False)
+    # Errors are kept, matrices are not: a decomposition is shared by the spans of a source, and may be freed.
+    _again: Callable[[], Decomposition] = field(repr=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """(d_out, d_in) float64, O(d^2 q) each time it is asked for."""
+        decomposition, prior = self._again(), self._own_prior()
+        cross = without_prior(decomposition, self._stop, prior)
+        weight = (cross / (decomposition.values + self.alpha)[:, None]).T @ decomposition.vectors.T
+        return weight if prior is None else weight.add_(prior.to(weight))
+
+    @property
+    def bias(self) -> Tensor:
+        """(d_out,) float64, which goes with `weight`."""
+        return self._mean_y - self.weight @ self._again().fit.mean_x
 
     @property
     def rank_errors(self) -> Tensor:
@@ -77,7 +90,7 @@ class RidgePath:
     @property
     def difference_errors(self) -> Tensor | None:
         """(R,) float64, held-out error of y = x + reduced-rank ridge of y - x; None where shapes differ."""
-        return None if self._difference is None else self._difference[1]
+        return None if self._difference is None else self._difference[0]
 
     def at_rank(self, r: int, difference: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Reduced-rank ridge, float64: down (r, d_in), up (d_out, r) with orthonormal columns, bias (d_out,).
@@ -102,49 +115,51 @@ class RidgePath:
                 f"RidgePath.at_rank: expected a rank from 1 to {len(self.rank_errors)}, the smaller of d_in "
                 f"and d_out, got {r}. At full rank nothing is saved: use weight and bias."
             )
-        decomposition, alphas, cross, mean = self._decomposition, self.rank_alphas, None, self._mean_y
+        alphas, cross, mean = self.rank_alphas, None, self._mean_y
+        identity, decomposition = self.map.identity_weight(), self._again()
         if difference:
-            if self._difference is None:
+            if identity is None or self._difference is None:
                 raise ValueError(
                     f"RidgePath.at_rank: expected start and stop of one shape for their difference, got "
                     f"{self.map.in_shape} -> {self.map.out_shape}. Use difference=False."
                 )
-            problem, _, alphas = self._difference
-            assert problem.prior is not None
-            cross, mean = problem.cross, mean - problem.prior @ decomposition.fit.mean_x
+            identity = identity.to(mean)
+            alphas = self._difference[1]
+            cross = without_prior(decomposition, self._stop, identity)
+            mean = mean - identity @ decomposition.fit.mean_x
         U, Z = decomposition.low_rank_basis(self._stop, float(alphas[r - 1]), cross)
         up, down = U[:, :r].contiguous(), Z[:, :r].T @ decomposition.vectors.T
         return down, up, mean - up @ (down @ decomposition.fit.mean_x)
 
     @cached_property
     def _ranks(self) -> tuple[Tensor, Tensor]:
-        errors, alphas = Problem.of(self._decomposition, self._stop).rank_errors(self._alphas)
+        errors, alphas = Problem.of(self._again(), self._stop).rank_errors(self._alphas)
         return errors / self._held_scale, alphas
 
     @cached_property
-    def _difference(self) -> tuple[Problem, Tensor, Tensor] | None:
-        """Moments of y - x, errors and alphas of its ranks: solved when first asked for, most never are."""
-        identity = self.map.identity_weight()
+    def _difference(self) -> tuple[Tensor, Tensor] | None:
+        """Errors and alphas of the ranks of y - x: solved when first asked for, most never are."""
+        identity = self.map.identity_columns()
         if identity is None:
             return None
-        problem = Problem.of(self._decomposition, self._stop, "identity", identity)
+        problem = Problem.of(self._again(), self._stop, "identity", identity)
         errors, alphas = problem.rank_errors(self._alphas)
-        return problem, errors / self._held_scale, alphas
+        return errors / self._held_scale, alphas
 
-    @property
-    def degrees(self) -> float:
-        """Effective degrees of freedom of a target's weights, sum s / (s + alpha); at most d_in."""
-        values = self._decomposition.values
-        return float((values / (values + self.alpha)).sum())
+    def _own_prior(self) -> Tensor | None:
+        """What the weight was shrunk towards; the identity is not kept, it is as large as the weight."""
+        return self.map.identity_weight() if self._prior is None and self.prior == "identity" else self._prior
 
     @property
     def _mean_y(self) -> Tensor:
-        return self._decomposition.fit.mean_y[self._decomposition.fit.columns[self._stop]]
+        fit = self._again().fit
+        return fit.mean_y[fit.columns[self._stop]]
 
     @property
     def moments(self) -> tuple[Moments, Moments]:
         """What it was solved from: of the fit and of the held-out rows, perhaps of other stops as well."""
-        return self._decomposition.fit, self._decomposition.held
+        decomposition = self._again()
+        return decomposition.fit, decomposition.held
 
     def module(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The best full linear student as a module from start to stop activations."""
@@ -160,6 +175,7 @@ def solve_span(
     stop: str,
     strengths: Sequence[float] = STRENGTHS,
     priors: Mapping[str, Tensor | None] | None = None,
+    again: Callable[[], Decomposition] | None = None,
 ) -> RidgePath:
     """Fit y ~ features @ weight.T + bias by ridge regression, strength and prior chosen by held-out error.
 
@@ -171,6 +187,8 @@ def solve_span(
         stop: one of its stops.
         strengths: finite and > 0; alpha = strength * trace(G) / d.
         priors: name -> W0 (d_out, d_in), None for zero. Default: "zero" and, where shapes allow, "identity".
+        again: gives the decomposition when weights or ranks are asked for, where it need not stay in memory
+            until then. Default: it stays.
 
     Raises:
         ValueError: an unknown stop, no or bad strengths, no priors or one of another shape.
@@ -192,8 +210,9 @@ def solve_span(
         )
     fit, held, s = decomposition.fit, decomposition.held, decomposition.values
     columns, linear = fit.columns[stop], fit.maps[stop]
+    given = priors or {}
     if priors is None:
-        identity = linear.identity_weight()
+        identity = linear.identity_columns()
         priors = {"zero": None} if identity is None else {"zero": None, "identity": identity}
     alphas = torch.tensor(grid, dtype=_FLOAT64, device=s.device) * decomposition.scale
     problems = {name: Problem.of(decomposition, stop, name, prior) for name, prior in priors.items()}
@@ -206,17 +225,13 @@ def solve_span(
     )
     chosen, alpha = problems[name], float(alphas[best])
     B = chosen.cross / (s + alpha)[:, None]
-    weight = B.T @ decomposition.vectors.T
-    if chosen.prior is not None:
-        weight += chosen.prior
     fit_sse = chosen.fit_square - 2 * (B * chosen.cross).sum() + (s[:, None] * B.square()).sum()
     return RidgePath(
         map=linear,
         prior=name,
         strength=grid[best],
         alpha=alpha,
-        weight=weight,
-        bias=fit.mean_y[columns] - weight @ fit.mean_x,
+        degrees=float((s / (s + alpha)).sum()),
         held_out_error=float(curves[name][best]) / held_scale,
         fit_error=max(0.0, float(fit_sse)) / _scale(fit.square[columns], fit.count, fit.mean_y[columns]),
         curves={n: (c / held_scale).tolist() for n, c in curves.items()},
@@ -224,7 +239,8 @@ def solve_span(
         _stop=stop,
         _alphas=alphas,
         _held_scale=held_scale,
-        _decomposition=decomposition,
+        _prior=given.get(name),
+        _again=again or (lambda: decomposition),
     )
 
 

@@ -13,13 +13,20 @@ from torch import Tensor
 from spansearch.moments import Decomposition
 
 
+def without_prior(dec: Decomposition, stop: str, prior: Tensor | None) -> Tensor:
+    """V'X'(Y - X W0') (d, q) of a stop's targets and a prior W0 (d_out, d_in), None for zero."""
+    cross = dec.cross[:, dec.fit.columns[stop]]
+    if prior is None:
+        return cross
+    return cross - dec.values[:, None] * (dec.vectors.T @ prior.to(dec.values).T)
+
+
 @dataclass(frozen=True)
 class Problem:
     """Moments of Y - X W0', what is left to fit once the prior W0 is taken off, in the eigenbasis."""
 
     decomposition: Decomposition
     stop: str
-    prior: Tensor | None
     cross: Tensor  # (d, q) fit
     held_cross: Tensor  # (d, q) held-out, about the fit means, like held_square
     fit_square: Tensor
@@ -29,6 +36,8 @@ class Problem:
     def of(cls, dec: Decomposition, stop: str, name: str = "zero", prior: Tensor | None = None) -> Problem:
         """Of a stop's targets and a prior (d_out, d_in), None for zero; ``name`` is for the message.
 
+        A prior that reads one feature a target, with weight 1, may be given as these features (d_out,).
+
         Raises:
             ValueError: a prior of another shape.
         """
@@ -36,19 +45,21 @@ class Problem:
         cross, held_cross = dec.cross[:, columns], dec.held_cross[:, columns]
         fit_square, held_square = dec.fit.square[columns].sum(), dec.held_square[columns].sum()
         if prior is None:
-            return cls(dec, stop, None, cross, held_cross, fit_square, held_square)
-        if tuple(prior.shape) != (linear.d_out, linear.d_in):
+            return cls(dec, stop, cross, held_cross, fit_square, held_square)
+        if prior.dtype == torch.long:
+            P = dec.vectors[prior.to(dec.vectors.device)].T
+        elif tuple(prior.shape) == (linear.d_out, linear.d_in):
+            P = dec.vectors.T @ prior.to(dec.values).T
+        else:
             raise ValueError(
                 f"solve_span: expected prior {name!r} of shape {(linear.d_out, linear.d_in)}, got "
                 f"{tuple(prior.shape)}. The weight is shrunk towards it entry by entry; give (d_out, d_in), "
                 "or None for zero."
             )
-        prior = prior.to(dec.values)
-        P = dec.vectors.T @ prior.T
         SP, HP = dec.values[:, None] * P, dec.held_gram @ P
         fit_square = fit_square + (P * (SP - 2 * cross)).sum()
         held_square = held_square + (P * (HP - 2 * held_cross)).sum()
-        return cls(dec, stop, prior, cross - SP, held_cross - HP, fit_square, held_square)
+        return cls(dec, stop, cross - SP, held_cross - HP, fit_square, held_square)
 
     def errors(self, alphas: Tensor) -> Tensor:
         """Held-out squared error at every alpha (J,), a quadratic form in 1 / (s + alpha)."""

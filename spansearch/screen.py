@@ -4,36 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
 
-from spansearch.calibration import Part, Track, untracked
+from spansearch.calibration import Track, untracked
 from spansearch.linear_map_choice import linear_map
 from spansearch.linear_maps import LinearMap
 from spansearch.moments import Decomposition, Moments
 from spansearch.record import Recording
 from spansearch.ridge import RidgePath, solve_span
-from spansearch.spans import CutPoint, Span
+from spansearch.sources import Source, Sources, packed
+from spansearch.spans import Span
 
-CHUNK = 256  # examples handed over at once, so that memory-mapped activations are not read in whole
+MEMORY_BUDGET = 4 << 30
 
 
 @dataclass
 class Screening:
-    """Closed-form fits of spans, computed when first asked for and kept.
+    """Closed-form fits of spans, computed when first asked for.
+
+    What was fitted keeps its errors. Weights are made from the statistics of the span's source, which are
+    held within a budget and gathered again where they are gone (sources.py): better ask for the spans of one
+    of `groups` one after the other.
 
     Args:
         recording: the activations; every span's start and stop must be in it.
         spans: the spans that will be asked for: those of one start and reading share their moments.
         device: where moments are accumulated (float64).
+        memory_budget: bytes of moments and what is made of them, on that device.
     """
 
     recording: Recording
     spans: Sequence[Span]
     device: torch.device | str = "cpu"
+    memory_budget: int = MEMORY_BUDGET
     _solved: dict[tuple[str, str, LinearMap], RidgePath] = field(default_factory=dict, repr=False)
-    _decomposed: dict[Hashable, Decomposition] = field(default_factory=dict, repr=False)
-    _halves: dict[Hashable, Moments] = field(default_factory=dict, repr=False)
+    _known: dict[Hashable, list[Source]] = field(default_factory=dict, repr=False)
 
     def path(self, span: Span, kernel: int = 3) -> RidgePath:
         """The ridge solutions of a span, every rank of them; ``kernel`` as for ``span_map``.
@@ -44,56 +51,63 @@ class Screening:
         linear = span_map(span, kernel)
         key = (span.start.name, span.stop.name, linear)
         if key not in self._solved:
-            self._solved[key] = solve_span(self._decomposition(span, linear, kernel), span.stop.name)
+            again = partial(self._decomposition, self._source(span, kernel))
+            self._solved[key] = solve_span(again(), span.stop.name, again=again)
         return self._solved[key]
 
     def halves(self, span: Span, kernel: int = 3) -> tuple[Moments, Moments, Moments]:
         """Moments of every second fit example, of the others, and of the held-out ones.
 
-        Of all stops with the same start and reading; no activation is read again for them.
+        Of all spans in its group of `groups`; no activation is read again for them.
 
         Raises:
             ValueError: no linear map joins the two activations; says why.
         """
-        linear = span_map(span, kernel)
-        whole = self._decomposition(span, linear, kernel)
-        half = self._halves[span.start.name, linear.reading]
-        return half, whole.fit.without(half), whole.held
+        found = self._sources.of(self._source(span, kernel))
+        return found.half, found.whole.fit.without(found.half), found.whole.held
 
     def all(self, kernel: int = 3, track: Track = untracked) -> dict[Span, RidgePath]:
         """The ridge solutions of every span that has a linear map."""
-        return {
-            span: self.path(span, kernel)
-            for span in track(self.spans, "ridge screening")
-            if _map_or_none(span, kernel) is not None
-        }
+        ordered = [span for group in self.groups(self.spans, kernel) for span in group]
+        paths = {span: self.path(span, kernel) for span in track(ordered, "ridge screening")}
+        return {span: paths[span] for span in self.spans if span in paths}
 
-    def _decomposition(self, span: Span, linear: LinearMap, kernel: int) -> Decomposition:
-        """The moments that serve a span, decomposed: of all stops with the same start and reading."""
-        key = (span.start.name, linear.reading)
-        known = self._decomposed.get(key)
-        if known is None or span.stop.name not in known.fit.maps:
-            maps = {span.stop.name: linear} if known is None else {**known.fit.maps, span.stop.name: linear}
+    def groups(self, spans: Sequence[Span], kernel: int = 3) -> list[list[Span]]:
+        """The spans that have a linear map, those together that share statistics."""
+        found: dict[Source, list[Span]] = {}
+        for span in spans:
+            if _map_or_none(span, kernel) is not None:
+                found.setdefault(self._source(span, kernel), []).append(span)
+        return list(found.values())
+
+    @cached_property
+    def _sources(self) -> Sources:
+        return Sources(self.recording, self.device, self.memory_budget, self._settle)
+
+    def _decomposition(self, source: Source) -> Decomposition:
+        return self._sources.of(source).whole
+
+    def _settle(self, source: Source) -> None:
+        """Errors of ranks are solved when first asked for: for a source that is freed, before it is."""
+        for (start, stop, linear), path in self._solved.items():
+            if start == source.start.name and source.maps.get(stop) == linear:
+                path.rank_errors  # noqa: B018
+
+    def _source(self, span: Span, kernel: int) -> Source:
+        """The source that serves a span: with it, other stops of the same start and reading."""
+        linear = span_map(span, kernel)
+        sources = self._known.setdefault((span.start.name, linear.reading), [])
+        served = {stop: source for source in sources for stop in source.maps}
+        if span.stop.name not in served:
+            maps = {span.stop.name: linear}
             for other in self.spans:
                 found = _map_or_none(other, kernel) if other.start.name == span.start.name else None
-                if found is not None and found.reading == linear.reading:
+                if found is not None and found.reading == linear.reading and other.stop.name not in served:
                     maps[other.stop.name] = found
-            half, rest = (self._moments(span.start, maps, "fit", slice(k, None, 2)) for k in (0, 1))
-            held = self._moments(span.start, maps, "held_out", slice(None))
-            self._decomposed[key], self._halves[key] = Decomposition(half.joined(rest), held), half
-        return self._decomposed[key]
-
-    def _moments(self, start: CutPoint, maps: dict[str, LinearMap], part: Part, which: slice) -> Moments:
-        """Of those examples of a part."""
-        moments = Moments(maps, device=self.device)
-        values = self.recording.values[part]
-        per_position = next(iter(maps.values())).kind == "tokens"
-        keep = self.recording.positions(start, part) if per_position else None
-        for first in range(0, self.recording.count(part), CHUNK):
-            rows = slice(first, first + CHUNK)
-            ys = {stop: values[stop][rows][which] for stop in maps}
-            moments.add(values[start.name][rows][which], ys, None if keep is None else keep[rows][which])
-        return moments
+            made = packed(span.start, maps, self.memory_budget)
+            sources += made
+            return made[0]
+        return served[span.stop.name]
 
 
 def _map_or_none(span: Span, kernel: int) -> LinearMap | None:

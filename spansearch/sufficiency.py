@@ -6,13 +6,13 @@ From the moments of the ridge screening alone: the same map is fitted to all exa
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spansearch.calibration import Track, untracked
 from spansearch.moments import Decomposition
 from spansearch.ridge import solve_span
-from spansearch.screen import Screening, span_map
+from spansearch.screen import Screening
 from spansearch.spans import Span
 
 GAIN = (
@@ -86,25 +86,29 @@ def sufficiency(
     Cost: two eigendecompositions for each start and reading, O(d^2 q) for each span; no activation is read.
     A half without two rows (masks may leave none) says nothing: its spans are left out.
     """
-    groups: dict[Hashable, list[Span]] = {}
-    for span in spans:
-        try:
-            groups.setdefault((span.start.name, span_map(span, kernel).reading), []).append(span)
-        except ValueError:  # no linear map joins the two
-            continue
     found = {}
-    for group in track(list(groups.values()), "fitting halves of the examples"):
-        first, second, held = screening.halves(group[0], kernel)
-        if min(first.count, second.count) < 2:
-            continue
-        halves = [Decomposition(part, held) for part in (first, second)]
-        for span in group:
-            path = screening.path(span, kernel)
-            errors = [solve_span(half, span.stop.name).held_out_error for half in halves]
+    for group in track(screening.groups(spans, kernel), "fitting halves of the examples"):
+        paths = [screening.path(span, kernel) for span in group]
+        halves = _halved(screening, group, kernel)
+        for span, path, half in zip(group, paths, halves, strict=False):
             found[span] = Sufficiency(
-                screening.recording.count("fit"), path.degrees, sum(errors) / 2, path.held_out_error
+                screening.recording.count("fit"), path.degrees, half, path.held_out_error
             )
     return {span: found[span] for span in spans if span in found}
+
+
+def _halved(screening: Screening, group: Sequence[Span], kernel: int) -> list[float]:
+    """Held-out errors of spans that share statistics, fitted to either half, the mean; none where a half is
+    too small. One half is decomposed at a time: of wide layers a second one may not fit into memory."""
+    first, second, held = screening.halves(group[0], kernel)
+    if min(first.count, second.count) < 2:
+        return []
+    errors = []
+    for part in (first, second):
+        half = Decomposition(part, held)
+        errors.append([solve_span(half, span.stop.name).held_out_error for span in group])
+        del half
+    return [sum(pair) / 2 for pair in zip(*errors, strict=True)]
 
 
 def calibration_examples(found: Sequence[Sufficiency], fitted: int, held_out: int) -> int:

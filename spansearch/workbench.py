@@ -175,12 +175,13 @@ class Workbench:
 
     @cached_property
     def recording(self) -> Recording:
+        """Half of the memory budget at most is for activations: what is solved from them needs the rest."""
         return record(
             self.task,
             self.teacher,
             self.spans.ordered_points,
             directory=self.directory / "activations",
-            memory_budget=self.settings.memory_budget,
+            memory_budget=self.settings.memory_budget // 2,
             dtype=getattr(torch, self.settings.dtype),
             held_out=self.settings.held_out,
             seed=self.settings.seed,
@@ -191,7 +192,8 @@ class Workbench:
     @cached_property
     def screening(self) -> Screening:
         on_gpu = self.device.type == "cuda"  # moments are float64, which other accelerators do not know
-        return Screening(self.recording, self.spans.spans, self.device if on_gpu else "cpu")
+        left = self.settings.memory_budget - self.recording.bytes_in_memory
+        return Screening(self.recording, self.spans.spans, self.device if on_gpu else "cpu", left)
 
     @cached_property
     def evidence(self) -> Evidence:

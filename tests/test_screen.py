@@ -12,7 +12,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
-from spansearch import screen
+from spansearch import sources
 from spansearch.calibration import PARTS
 from spansearch.errors import DataError
 from spansearch.fit import FitData, held_out_error
@@ -161,7 +161,7 @@ def test_stops_of_one_start_share_their_moments(monkeypatch):
             made.append(sorted(maps))
             super().__init__(maps, **options)
 
-    monkeypatch.setattr(screen, "Moments", Counted)
+    monkeypatch.setattr(sources, "Moments", Counted)
     found, _, screening = _screened("dense")
     paths = screening.all()
     assert set(paths) == set(found.spans)
@@ -245,7 +245,7 @@ def test_recordings_read_in_chunks_give_the_same(monkeypatch):
     found, recording, screening = _screened("maps")
     span = found["input", "2"]
     whole = screening.path(span)
-    monkeypatch.setattr(screen, "CHUNK", 7)
+    monkeypatch.setattr(sources, "CHUNK", 7)
     parted = Screening(recording, found.spans).path(span)
     torch.testing.assert_close(whole.weight, parted.weight, rtol=1e-8, atol=1e-10)
 
