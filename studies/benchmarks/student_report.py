@@ -68,7 +68,7 @@ def _teachers(teachers: dict[str, Any]) -> str:
         for name, seeds in teachers.items()
         for one in seeds
     ]
-    return _table(["teacher", "seed", "test score", "flops", "spans"], rows)
+    return table(["teacher", "seed", "test score", "flops", "spans"], rows)
 
 
 def _families(rows: Sequence[dict[str, Any]], teachers: Sequence[str]) -> str:
@@ -79,7 +79,7 @@ def _families(rows: Sequence[dict[str, Any]], teachers: Sequence[str]) -> str:
             one = row["teachers"].get(teacher)
             cells.append(f"{_mean(one)}, {_share(one['flops_share'])}, {one['spans']}" if one else "-")
         lines.append([row["family"], f"{row['width']:g}" if row["width"] else "-", *cells])
-    return _table(["family", "width", *teachers], lines)
+    return table(["family", "width", *teachers], lines)
 
 
 def _answers(answers: dict[str, Any], question: str, sign: str, more: str | None = None) -> str:
@@ -97,7 +97,7 @@ def _answers(answers: dict[str, Any], question: str, sign: str, more: str | None
         )
         if more:
             rows[-1].append(", ".join(f"{name} {count}" for name, count in one[more].items()))
-    return _table(["teacher", "ratio", "median", "target", "spans", *([more] if more else [])], rows)
+    return table(["teacher", "ratio", "median", "target", "spans", *([more] if more else [])], rows)
 
 
 def _starts(answers: dict[str, Any]) -> str:
@@ -115,7 +115,7 @@ def _starts(answers: dict[str, Any]) -> str:
         for teacher, budgets in answers.items()
         for budget, one in budgets.items()
     ]
-    return _table(["teacher", "steps", "ratio", "median", "target", "spans", "before the last solve"], rows)
+    return table(["teacher", "steps", "ratio", "median", "target", "spans", "before the last solve"], rows)
 
 
 def _widths(answers: dict[str, Any], question: str) -> str:
@@ -125,7 +125,7 @@ def _widths(answers: dict[str, Any], question: str) -> str:
         for teacher, widths in answers.items()
         for width, one in widths.items()
     ]
-    return _table(["teacher", "width", "ratio", "target"], rows)
+    return table(["teacher", "width", "ratio", "target"], rows)
 
 
 def _thin(records: Sequence[dict[str, Any]]) -> str:
@@ -155,7 +155,7 @@ def _thin(records: Sequence[dict[str, Any]]) -> str:
         "seconds",
         "from scratch, 10 x as long",
     ]
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _model(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -167,7 +167,7 @@ def _times(answers: dict[str, Any], teachers: Sequence[str]) -> str:
         [name, *(_passes(found[teacher]) if teacher in found else "-" for teacher in teachers)]
         for name, found in answers.items()
     ]
-    return _table(["family", *teachers], rows)
+    return table(["family", *teachers], rows)
 
 
 def _passes(one: dict[str, Any]) -> str:
@@ -179,7 +179,7 @@ def _failed(records: Sequence[dict[str, Any]]) -> str:
         [r["teacher"], str(r["seed"]), r["kind"], r["span"], r["family"], r["failed"].splitlines()[0][:200]]
         for r in records
     ]
-    return _table(["teacher", "seed", "kind", "span", "family", "reason"], rows)
+    return table(["teacher", "seed", "kind", "span", "family", "reason"], rows)
 
 
 def _mean(one: dict[str, Any]) -> str:
@@ -191,7 +191,8 @@ def _share(ratio: float) -> str:
     return f"{100 * ratio:.3g}%"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
     if not rows:
         return "Not measured."
     lines = [heads, ["---"] * len(heads), *rows]
