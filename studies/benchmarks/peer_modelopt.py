@@ -60,6 +60,7 @@ class FastNAS:
         return self._mapped[variant]
 
     def _searched(self, variant: str, share: float) -> nn.Module | None:
+        """The network for a limit on the share of flops; None where there is none."""
         divisor = int(variant.rsplit(" ", 1)[1])
         rules = mtp.fastnas.FastNASConfig().model_dump()
         for rule in (settings for kinds in rules.values() for settings in kinds.values()):
@@ -76,9 +77,14 @@ class FastNAS:
         quiet = io.StringIO()
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(quiet):
             warnings.simplefilter("ignore")
-            found, _ = mtp.prune(
-                model, [("fastnas", rules)], {"flops": f"{100 * share}%"}, tuple(inputs), search
-            )
+            try:
+                found, _ = mtp.prune(
+                    model, [("fastnas", rules)], {"flops": f"{100 * share}%"}, tuple(inputs), search
+                )
+            except ValueError as error:
+                if "NOT all constraints can be satisfied" in str(error):
+                    return None
+                raise
         return found.eval()
 
     def _checkpoint(self, variant: str) -> Path:

@@ -56,10 +56,18 @@ class TorchPruning:
                 self._ratios[alike, notches] = flops_ratio(self.setting, self._pruned(cheap, notches))
             return self._ratios[alike, notches] <= target + TOLERANCE
 
-        notches = first_that(fits, 1, NOTCHES - 1)
+        # a layer that is left without a channel is not pruned at all: too high a ratio prunes less
+        high = next((n for n in range(self._highest, 0, -4) if fits(n)), 1)
+        notches = first_that(fits, 1, high)
         began = time.process_time()  # the ratio's search comes for free
         model = self._pruned(variant, notches)
         return Pruned(model, time.process_time() - began)
+
+    @property
+    def _highest(self) -> int:
+        """The largest ratio at which the smallest layer keeps a channel."""
+        layers = [m for m in self.setting.bench.teacher.modules() if isinstance(m, nn.Conv2d)]
+        return NOTCHES - -(-NOTCHES // min(layer.out_channels for layer in layers))
 
     def _pruned(self, variant: str, notches: int) -> nn.Module:
         importance, scope, steps = variant.rsplit(" ", 2)

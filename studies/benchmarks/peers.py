@@ -1,6 +1,6 @@
 """How far are the networks that spansearch finds from their teacher, against those of other tools?
 
-    pip install -e ".[peers]"
+    pip install -c constraints.txt -e ".[peers]"
     python studies/benchmarks/peers.py --seeds 0 1 2
 
 On the digits CNN, at 75, 50 and 25% of its flops (a model may cost 1% of the teacher's more, and as little
@@ -82,7 +82,8 @@ def require_installed(names: Sequence[str]) -> None:
     missing = [name for name in names if name in PACKAGES and not importlib.util.find_spec(PACKAGES[name])]
     if missing:
         raise click.ClickException(
-            f"not installed: {', '.join(missing)}. They are in the extra 'peers': pip install -e '.[peers]'. "
+            f"not installed: {', '.join(missing)}. They are in the extra 'peers': "
+            "pip install -c constraints.txt -e '.[peers]'. "
             "Or name others in --peers."
         )
 

@@ -12,7 +12,6 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
 
-import spansearch as ss
 from benchmarks import peer_methods, peer_runs, peers
 from benchmarks.distil import Budget, distilled, with_targets
 from benchmarks.peer_methods import BlockDropping, FromScratch, Ours, Pruned, Unreachable, first_that
@@ -306,9 +305,8 @@ def test_torch_pruning(setting):
 def test_fastnas(setting):
     pytest.importorskip("modelopt")
     method = peers.method("modelopt", setting)
-    pruned = method.prune("multiples of 4", 0.5)
-    assert peer_methods.flops_ratio(setting, pruned.model) <= 0.51
-    assert (
-        setting.bench.validation.divergence(pruned.model) > 0
-        and ss.cost(pruned.model, torch.zeros(1, 1, 8, 8)).flops
-    )
+    pruned = method.prune("multiples of 4", 0.75)
+    assert peer_methods.flops_ratio(setting, pruned.model) <= 0.76 and pruned.seconds > 0
+    assert setting.bench.validation.divergence(pruned.model) > 0
+    with pytest.raises(Unreachable):
+        method.prune("multiples of 4", 0.1)
