@@ -41,9 +41,9 @@ class FastNAS:
 
     def prune(self, variant: str, target: float) -> Pruned:
         mapping = self._map(variant)
-        for notches in range(round(NOTCHES * (target + TOLERANCE)), 0, -1):
+        for lower in range(NOTCHES):
             began = time.process_time()
-            model = self._searched(variant, notches / NOTCHES)
+            model = self._searched(variant, target + TOLERANCE - lower / NOTCHES)
             if model is None:
                 break
             if flops_ratio(self.setting, model) <= target + TOLERANCE:
