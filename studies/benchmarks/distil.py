@@ -26,12 +26,15 @@ Examples = list[tuple[Any, Tensor]]
 class Budget:
     """How long training may take: ``steps``, or ``seconds`` of a clock; nothing is trained for 0 of either.
 
-    The step in hand when the seconds are over is still taken.
+    The first step is taken in any case, and the step in hand when the seconds are over.
     """
 
     steps: int | None = None
     seconds: float = 0.0
     clock: Callable[[], float] = time.perf_counter
+
+    def __bool__(self) -> bool:
+        return bool(self.seconds if self.steps is None else self.steps)
 
     def share(self, share: float) -> "Budget":
         """A part of it; of steps at least one."""
@@ -43,12 +46,10 @@ class Budget:
         """What is left when seconds were spent otherwise; steps stay as many."""
         return replace(self, seconds=max(0.0, self.seconds - seconds)) if self.steps is None else self
 
-    def spent(self, steps: int, seconds: float) -> float:
-        """The share that is gone; never all before the first step."""
+    def spent(self, steps: float, seconds: float) -> float:
+        """The share that is gone; 1 where there was nothing."""
         done, whole = (seconds, self.seconds) if self.steps is None else (steps, self.steps)
-        if not whole:
-            return 1.0
-        return done / whole if steps else 0.0
+        return done / whole if whole else 1.0
 
 
 class Distilled(NamedTuple):
@@ -100,9 +101,10 @@ def distilled(
     order: list[int] = []
     began = budget.clock()
     for step in itertools.count():
-        done = budget.spent(step, budget.clock() - began)
-        if done >= 1:
-            return Distilled(model.eval(), step, budget.clock() - began)
+        elapsed = budget.clock() - began
+        if budget.spent(step, elapsed) >= 1 and (step or not budget):
+            return Distilled(model.eval(), step, elapsed)
+        done = budget.spent(step + 0.5, elapsed)  # the middle of a step: the first has a rate as well
         optimizer.param_groups[0]["lr"] = rate * min(1.0, 10 * done) * 0.5 * (1 + math.cos(math.pi * done))
         order = order or torch.randperm(len(examples), generator=draws).tolist()
         batch, target = examples[order.pop()]
@@ -128,6 +130,7 @@ def at_random(model: nn.Module, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for module in start.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset: Any = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
     return start

@@ -73,8 +73,8 @@ def test_a_budget_of_steps_and_one_of_seconds():
     assert [steps.spent(n, 1e9) for n in (0, 10, 40)] == [0, 0.25, 1]
     seconds = Budget(seconds=8.0)
     assert seconds.share(0.25).seconds == 2 and seconds.less(3).seconds == 5 and seconds.less(9).seconds == 0
-    assert [seconds.spent(n, 4.0) for n in (0, 1)] == [0, 0.5]  # a first step in any case
-    assert seconds.less(9).spent(0, 0.0) == 1  # but where there is nothing
+    assert seconds.spent(1, 4.0) == 0.5 and seconds.less(9).spent(0, 0.0) == 1
+    assert seconds and not seconds.less(9)
 
 
 def test_distillation_stops_when_its_budget_is_spent(setting):
@@ -87,6 +87,8 @@ def test_distillation_stops_when_its_budget_is_spent(setting):
         return distilled(setting.task, start, examples, "kl", budget, 1e-2, 0)
 
     assert trained(Budget(7)).steps == 7
+    assert not torch.equal(trained(Budget(1)).model.head.weight, start.head.weight)
+    assert trained(Budget(seconds=1.0, clock=lambda: next(ticks))).steps == 1
     assert trained(clocked).steps == 4  # a tick at the start and one before every step
     none = trained(Budget(seconds=0.0))
     assert none.steps == 0 and torch.equal(none.model.head.weight, start.head.weight)
