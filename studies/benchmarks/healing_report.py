@@ -59,8 +59,8 @@ def markdown(results: dict[str, Any]) -> str:
         origin(results),
         "How many times lower the test divergence is after healing: geometric mean over spans and seeds, in "
         "brackets the least and the largest of the seeds' means. `worse`: splices whose validation "
-        "divergence healing raised; a search keeps none of them healed. `passes`: seconds of healing, in passes "
-        f"of the calibration examples through the teacher (target {PASSES:g} at most).",
+        "divergence healing raised; a search keeps none of them healed. `passes`: seconds of healing, in "
+        f"passes of the calibration examples through the teacher (target {PASSES:g} at most).",
         table(heads, rows),
     ]
     return "\n\n".join(parts) + "\n"

@@ -13,8 +13,6 @@ by flops, each standing for the flops of its stratum. Both sides are timed in un
 before and after, as the machine is shared. One thread.
 """
 
-import json
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -29,16 +27,16 @@ from threadpoolctl import threadpool_limits
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the teachers' study files
 
 import spansearch as ss
+from benchmarks.command import RESULTS, Several, write_results
+from benchmarks.pages import table
 from benchmarks.records import Records, provenance
 from benchmarks.screening_floor import scikit_learn, screened, strata
 from benchmarks.setting import Job, Setting
-from benchmarks.students import Several
 from benchmarks.teachers import TEACHERS, task
 from spansearch.cli.terminal import progress_bar
 from spansearch.screen import no_linear_map
 from spansearch.spans import Span
 
-OUT = Path(__file__).resolve().parents[1] / "results" / "screening.json"
 FIGURES = ("sources", "seconds", "rank_seconds", "floor_seconds", "ratio", "strengths_ratio", "work_ratio")
 FLOOR, SKLEARN = 2.0, 30.0
 """Targets: at most so many times the floor, at least so many times faster than scikit-learn."""
@@ -93,7 +91,7 @@ def markdown(results: dict[str, Any]) -> str:
     head = ["teacher", "seed", "spans", "sources", "seconds", "of them ranks", "floor", "x floor"]
     head += ["no ranks: x floor", "x floor with products", "scikit-learn / ours", "no ranks", "sampled"]
     head += ["largest difference of errors"]
-    lines = [head, ["---"] * len(head)]
+    lines: list[list[str]] = []
     for row in results["rows"]:
         ratios = f"{row['ratio']:.2f} ({min(row['ratios']):.2f} - {max(row['ratios']):.2f})"
         cells = [row["teacher"], row["seed"], f"{row['spans']} {row['scope']}", row["sources"]]
@@ -118,7 +116,7 @@ def markdown(results: dict[str, Any]) -> str:
         "The floor has Gram and cross-Gram products, an eigendecomposition a source, and one for each span "
         "and strength that ranks are solved at; 'with products' also has the products in between. Errors "
         "below 1e-6 are rounding: differences are relative to that at least.",
-        "\n".join("| " + " | ".join(line) + " |" for line in lines),
+        table(head, lines),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -126,10 +124,7 @@ def markdown(results: dict[str, Any]) -> str:
 def write(out: Path, rows: Sequence[dict[str, Any]], search: ss.Search) -> None:
     """The answers as JSON, and beside it as a page of Markdown."""
     results = {**provenance(), "settings": search.fingerprint(), "rows": list(rows)}
-    for path, text in ((out, json.dumps(results, indent=1)), (out.with_suffix(".md"), markdown(results))):
-        unfinished = path.with_suffix(path.suffix + ".partial")
-        unfinished.write_text(text)
-        os.replace(unfinished, path)
+    write_results(out, results, markdown(results))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -137,7 +132,12 @@ def write(out: Path, rows: Sequence[dict[str, Any]], search: ss.Search) -> None:
 @click.option("--seeds", cls=Several, multiple=True, type=click.IntRange(0), default=(0,))
 @click.option("--repeats", type=click.IntRange(1), default=3)
 @click.option("--sampled", type=click.IntRange(1), default=4, help="Spans given to scikit-learn.")
-@click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Figures go beside it, as .jsonl.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=RESULTS / "screening.json",
+    help="Figures beside it.",
+)
 @click.option("--cache", type=click.Path(path_type=Path), default=Path("runs/benchmarks"))
 def main(
     chosen: Sequence[str], seeds: Sequence[int], repeats: int, sampled: int, out: Path, cache: Path

@@ -17,6 +17,7 @@ import spansearch as ss
 from benchmarks import setting as settings
 from benchmarks import span_choice, students, thin
 from benchmarks import teachers as known_teachers
+from benchmarks.distil import Budget
 from benchmarks.records import Records
 from benchmarks.setting import Setting, aimed_jobs, student_jobs
 from benchmarks.span_choice import placements
@@ -219,10 +220,10 @@ def test_a_network_from_a_random_start_learns_and_leaves_the_model(tmp_path):
     model = setting.spliced(span, fitted.student)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     divergence = setting.bench.validation.divergence
-    none, _, steps = thin.from_random_start(setting, model, 1e-6, rates=(1e-3,))
+    none, _, steps = thin.from_random_start(setting, model, Budget(seconds=1e-6), rates=(1e-3,))
     assert steps == 1
-    trained, rate, steps = thin.from_random_start(setting, model, 0.5, rates=(1e-3, 1e-2))
-    assert steps > 10 and rate in (1e-3, 1e-2)
+    trained, rate, steps = thin.from_random_start(setting, model, Budget(200), rates=(1e-3, 1e-2))
+    assert steps == 200 and rate in (1e-3, 1e-2)
     assert divergence(trained) < 0.5 * divergence(none)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values(), strict=True))
