@@ -9,7 +9,6 @@ it looks like: p, p* and a are measured.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ class Aim:
 def find_aim(calibration: Calibration, model: nn.Module, path: str, point: CutPoint) -> Aim | None:
     """The way of a layer to a cut point; None where its output does not arrive there linearly.
 
-    Two passes over the first calibration batch, one with noise added to what the layer returns.
+    Two passes over a few calibration examples, one with noise added to what the layer returns.
     """
     layer, approach = model.get_submodule(path), Approach(point)
     assert is_layer(layer)
@@ -81,6 +80,5 @@ def find_aim(calibration: Calibration, model: nn.Module, path: str, point: CutPo
 
 def _first(calibration: Calibration, model: nn.Module, approach: Approach) -> Tensor | None:
     approach.rewind()
-    for _ in islice(calibration.run(model), 1):
-        pass
+    calibration.glance(model)
     return approach.value

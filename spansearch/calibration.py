@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spansearch.batches import Batch, batch_size, cloned
+from spansearch.batches import Batch, batch_size, cloned, head
 from spansearch.errors import SpanSearchError
 from spansearch.flop_tally import countable
 from spansearch.task import Task
@@ -100,3 +100,14 @@ class Calibration:
                 with torch.no_grad(), countable(), suppress(ReachedError):
                     outputs[-1] = self.task.output(model, cloned(batch), f"calibration batch {number}")
             yield Ran(number, held, positions, tuple(outputs))
+
+    def glance(self, model: nn.Module, examples: int = 32) -> None:
+        """Run a model on the first examples, up to so many of the first batch; hooks on it see the rest.
+
+        A hook that raises ``ReachedError`` ends the pass.
+        """
+        for number, batch, _ in self.batches():
+            few = cloned(head(batch, examples))
+            with torch.no_grad(), countable(), suppress(ReachedError):
+                self.task.output(model, few, f"calibration batch {number}")
+            break

@@ -34,6 +34,7 @@ class _Known:
     aims: dict[tuple[str, str], Aim | None] = field(default_factory=dict)
     layers: dict[str, Pair] = field(default_factory=dict)
     missed: dict[str, Tensor] = field(default_factory=dict)
+    starts: dict[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,11 @@ class Evidence:
         those that were asked for so far."""
         return self._known.missed
 
+    @property
+    def starts(self) -> dict[str, bool]:
+        """By name of a cut point: may a walk's passes start there? Of those that were tried so far."""
+        return self._known.starts
+
     def behind(self, walk: Walk) -> Evidence:
         """The same behind the splices of a composition, where it is by now."""
         return replace(self, through=walk)
@@ -87,7 +93,9 @@ class Evidence:
         Args:
             found: the teacher's spans, at full resolution.
         """
-        return Walk(self.calibration, self.opened, found) if self.through is None else self.through
+        return (
+            Walk(self.calibration, self.opened, found, self.starts) if self.through is None else self.through
+        )
 
     def screened(self, span: Span) -> Screening:
         """The closed forms of a span and the activations they are solved from."""

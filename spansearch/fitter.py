@@ -23,6 +23,7 @@ from spansearch.workbench import Workbench
 
 log = logging.getLogger("spansearch")
 
+KEPT = 16  # students fitted for compositions, in case the next one asks for the same
 HARDLY = 0.8  # held-out error of a fit that has learnt next to nothing; 1 is the mean
 
 
@@ -51,6 +52,7 @@ class Fitter:
 
     def __init__(self, bench: Workbench, settings: Search, files: StudentFiles, rates: Rates) -> None:
         self.bench, self.settings, self.files, self.rates = bench, settings, files, rates
+        self._fitted: dict[Splice, tuple[Splice, nn.Module]] = {}  # for compositions; the latest of them
 
     def alone(self, one: Splice, span: Span, library: Library) -> tuple[Splice, nn.Module]:
         """A student by itself, and what it grew to: as it was fitted before, where that is still there."""
@@ -63,8 +65,12 @@ class Fitter:
                 log.warning("%s is fitted again: %s", one, error)
             else:
                 return replace(one, depth=known.depth), kept.students[span].to(self.bench.device)
-        fitted = self.fit(one, span)
-        return replace(one, depth=fitted.depth), fitted.student
+        if one not in self._fitted:
+            fitted = self.fit(one, span)
+            self._fitted[one] = replace(one, depth=fitted.depth), fitted.student
+            if len(self._fitted) > KEPT:
+                self._fitted.pop(next(iter(self._fitted)))
+        return self._fitted[one]
 
     def fit(self, one: Splice, span: Span) -> Fitted:
         """A student on what the teacher has at both ends of its span."""

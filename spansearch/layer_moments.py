@@ -68,11 +68,12 @@ def watched(stack: ExitStack, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
     the model several times for a batch, and what is read elsewhere is of the first call."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def after(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def after(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         if not seen:  # copies, taken before anybody else: code behind may write into either
-            seen.append((args[0].detach().clone(), output.detach().clone()))
+            x = args[0] if args else kwargs["input"]
+            seen.append((x.detach().clone(), output.detach().clone()))
 
-    stack.callback(module.register_forward_hook(after, prepend=True).remove)
+    stack.callback(module.register_forward_hook(after, prepend=True, with_kwargs=True).remove)
     return seen
 
 

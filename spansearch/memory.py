@@ -28,6 +28,7 @@ class Memory:
         linear: divergence of the best linear student, spliced and not healed, by span name.
         library: the students measured by themselves, and what compositions came to.
         seen: what was tried; failed trials may be tried again.
+        failed: the recipes of those.
         refused: names of the spans that did not survive their replay.
     """
 
@@ -38,6 +39,7 @@ class Memory:
         self.linear: dict[str, float] = {}
         self.library = Library()
         self.seen: Seen = {}
+        self.failed: set[Recipe] = set()
         self.refused: list[str] = []
 
     def learn(self, number: int, splice: Splice | None, outcome: Outcome) -> None:
@@ -49,9 +51,11 @@ class Memory:
         details = outcome.details
         if splice is None or "duplicate_of" in details:
             return
-        if outcome.state != "failed":
-            recipe = outcome.recipe or (splice,)
-            self.seen[tuple(one.asked for one in recipe)] = (number, outcome)
+        recipe = tuple(one.asked for one in outcome.recipe or (splice,))
+        if outcome.state == "failed":
+            self.failed.add(recipe)
+        else:
+            self.seen[recipe] = (number, outcome)
         if details.get("refused_by_replay"):
             self.refused.append(splice.span_name)
         baseline = details.get("linear_divergence")
@@ -62,8 +66,9 @@ class Memory:
             return
         self.known.append((measures.flops, measures.divergence))
         predicted = details.get("predicted")
-        if predicted is not None:
-            self.library.learn(predicted["thinned"], predicted["spliced"], measures.divergence)
+        if predicted is not None:  # a composition
+            if predicted["spliced"] is not None:
+                self.library.learn(predicted["thinned"], predicted["spliced"], measures.divergence)
             return
         if baseline is not None:
             self.rule.learn(measures.divergence, baseline)

@@ -47,7 +47,7 @@ class Planner:
         alone = span.flops - student_cost(one.family, span, one.size).flops
         if not self.space.settings.compose or flops - alone <= budget * flops:
             return None
-        given = library.get(one) or Item(one, span, alone, 0.0)
+        given = library.get(one) or Item(one, span, alone, None)
         return self.composer.plan(given, library.items, budget * flops, library.correction)
 
     def is_new(self, params: Mapping[str, Any]) -> bool:

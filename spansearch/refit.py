@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -55,7 +57,12 @@ def corrected(layer: Layer, pair: Pair, slope: Tensor | None) -> tuple[float, fl
     ridge = solve_span(Decomposition(fit, held), "y", strengths=CLOSER, priors={"own": own * scale[:, None]})
     whole = squared_error(held, torch.zeros_like(own), fit.mean_y) or 1.0
     before = squared_error(held, own * scale[:, None], bias * scale) / whole
-    after = squared_error(held, ridge.weight, ridge.bias) / whole
+    tried = copy.deepcopy(layer)  # as a layer holds it: half precision rounds
+    _put(tried, ridge, scale, own, bias)
+    assert tried.bias is not None
+    after = (
+        squared_error(held, weight_of(tried).to(own) * scale[:, None], tried.bias.to(scale) * scale) / whole
+    )
     if not after < before:
         return before, before
     _put(layer, ridge, scale, own, bias)

@@ -23,6 +23,9 @@ from spansearch.spans.inplace import still_read
 from spansearch.spans.slots import Slot
 from spansearch.spans.taps import Tap
 
+SAME = 1e-6
+"""Relative squared difference of outputs that are the same up to rounding."""
+
 
 class _Feed(nn.Module):
     """Stands for everything in front of a cut point: hands out what came there, batch after batch."""
@@ -43,10 +46,18 @@ class Walk:
         calibration: the examples.
         teacher: not modified; with its attention modules opened, where their output projections matter.
         found: its spans, at full resolution.
+        starts: by name of a cut point, may passes start there? What is found out is added.
     """
 
-    def __init__(self, calibration: Calibration, teacher: nn.Module, found: Spans) -> None:
+    def __init__(
+        self,
+        calibration: Calibration,
+        teacher: nn.Module,
+        found: Spans,
+        starts: dict[str, bool] | None = None,
+    ) -> None:
         self.calibration, self.teacher, self.found = calibration, teacher, found
+        self.starts = {} if starts is None else starts
         self.edited: nn.Module | None = None
         self.at: CutPoint | None = None
         self._students: dict[Span, nn.Module] = {}  # those that run from here on
@@ -100,9 +111,9 @@ class Walk:
         return {part: torch.cat(values) for part, values in came.items()}
 
     def advance(self, point: CutPoint) -> None:
-        """Go on to a cut point of the whole network; nothing where it lies behind, or no span leads there
-        from the first one."""
-        if self._behind(point) or self._prefix(point) is None:
+        """Go on to a cut point of the whole network; nothing where it lies behind, no span leads there from
+        the first one, or the teacher does not come to the same output from there."""
+        if self._behind(point) or self._prefix(point) is None or not self.starts.get(point.name, True):
             return
         places = {"teacher": point, "edited": still_read(point, tuple(self._students))}
         taps = {name: Tap(places[name]) for name in self._names}
@@ -116,9 +127,13 @@ class Walk:
                 for name, tap in taps.items():
                     came[name].append(_came_by(tap, point))
                     tap.rewind()
-        self.at, self._came, self._running = point, came, {}
         passed = self._prefix(point)
         assert passed is not None
+        if point.name not in self.starts:
+            self.starts[point.name] = self._same_from(passed, came["teacher"])
+            if not self.starts[point.name]:
+                return
+        self.at, self._came, self._running = point, came, {}
         left = {span: one for span, one in self._students.items() if not overlap(span, passed)}
         self._students = left
 
@@ -168,6 +183,22 @@ class Walk:
             yield ran, x, slope * made + (there.value.float() - here.value.float())
             here.rewind()
             there.rewind()
+
+    def _same_from(self, passed: Span, came: list[Tensor]) -> bool:
+        """Does the teacher return the same where a pass starts behind a span, with what came there?
+
+        Not so where something bypasses the cut point that carries no gradient, or where a task calls the
+        model more than once for a batch. One batch tells.
+        """
+        whole = self.teacher
+        shortened = splice(whole, {_of_shape(passed, came[0]): _Feed(came)}).eval()
+        for ran in self.calibration.run(whole, shortened):
+            expected, made = ran.outputs
+            break
+        if expected is None or made is None or expected.shape != made.shape:
+            return False
+        size = expected.double().square().sum()
+        return bool((made.double() - expected.double()).square().sum() <= SAME * size)
 
     @property
     def _names(self) -> tuple[str, ...]:

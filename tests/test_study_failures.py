@@ -247,3 +247,68 @@ def test_a_span_refused_by_replay_costs_one_trial_and_a_resumed_study_knows(
     for total in (5, 14, 15, 26):
         new(tmp_path / "b", families=("ridge", "lowrank", "mlp"), seeds=2).run(total)
     assert table(new(tmp_path / "b", families=("ridge", "lowrank", "mlp"), seeds=2)) == table(straight)
+
+
+class Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(self.act(self.up(x)))
+
+
+class Named(Branch):
+    """Its layer is called with its input by name."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(input=self.act(self.up(x)))
+
+
+def dead() -> nn.Module:
+    """None of its hidden features ever says anything."""
+    branch = Branch()
+    nn.init.constant_(branch.up.bias, -100.0)
+    return branch
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.one, self.two = nn.Embedding(20, 8), Branch(), Branch()
+        self.head = nn.Linear(8, 20)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.head(self.two(self.one(self.embed(input_ids))))
+
+
+def _odd(kind: str) -> ss.Task:
+    torch.manual_seed(0)
+    if kind == "flattened":
+        mask = torch.ones(16, 7, dtype=torch.long)
+        mask[::3, 5:] = 0
+        data = [{"input_ids": torch.randint(0, 20, (16, 7)), "attention_mask": mask} for _ in range(3)]
+        model: nn.Module = Tagger()
+        forward = lambda model, batch: model(**batch).flatten(0, 1)  # noqa: E731
+    else:
+        data, forward = list(torch.randn(96, 6).split(32)), None
+        odd = {"dead": dead, "named": Named}[kind]()
+        model = nn.Sequential(nn.Linear(6, 8), odd, Branch(), nn.Linear(8, 3))
+    return tasks.make(
+        teacher=lambda: model.eval(),
+        calibration=lambda: data,
+        validation=lambda: data,
+        test=lambda: data,
+        score=lambda model, batches: 0.0,
+        forward=forward,
+    )
+
+
+@pytest.mark.parametrize("kind", ["dead", "named", "flattened"])
+def test_an_odd_layer_or_output_does_not_end_a_study(kind: str, tmp_path: Path) -> None:
+    study = ss.Study(_odd(kind), directory=tmp_path, search=tasks.quick(families=("ridge", "thin")))
+    assert study.run(8) == "done"
+    said = [(o.state, o.details.get("reason")) for _, o in outcomes(study)]
+    assert not [one for one in said if one[0] == "failed"], said
+    thin = [o for s, o in outcomes(study) if o.measures and any(x.family == "thin" for x in o.recipe)]
+    assert thin

@@ -34,7 +34,7 @@ class Item:
     Attributes:
         splice, span: which.
         saved: flops of the model that go with it, for one example.
-        divergence: of the model with it alone; 0 where that is not known.
+        divergence: of the model with it alone; None where that is not known.
         depth: what it grew to.
         entry: where its weights are kept, as StudentFiles.save said.
     """
@@ -42,7 +42,7 @@ class Item:
     splice: Splice
     span: Span
     saved: float
-    divergence: float
+    divergence: float | None
     depth: int = 1
     entry: Mapping[str, Any] | None = None
 
@@ -53,13 +53,14 @@ class Plan:
 
     Attributes:
         recipe: its splices in the order of the forward pass.
-        thinned, spliced: predicted divergence of what is thinned out, and of the students beside it.
+        thinned, spliced: predicted divergence of what is thinned out, and of the students beside it; None
+            where that of one of them is not known.
         flops: of the model, for one example.
     """
 
     recipe: Recipe
     thinned: float
-    spliced: float
+    spliced: float | None
     flops: float
 
 
@@ -87,7 +88,7 @@ class Correction:
         return cls(float(factors[0]), float(factors[1]))
 
     def of(self, plan: Plan) -> float:
-        return self.thinned * plan.thinned + self.spliced * plan.spliced
+        return self.thinned * plan.thinned + self.spliced * (plan.spliced or 0.0)
 
 
 class Library:
@@ -95,11 +96,13 @@ class Library:
 
     Attributes:
         items: the students, in the order in which they were measured.
+        correction: learnt from the compositions measured.
     """
 
     def __init__(self) -> None:
         self.items: list[Item] = []
         self._seen: list[tuple[float, float, float]] = []
+        self.correction = Correction()
 
     def add(self, item: Item) -> None:
         """A student was measured by itself."""
@@ -108,14 +111,11 @@ class Library:
     def learn(self, thinned: float, spliced: float, divergence: float) -> None:
         """A composition of these predicted divergences (Plan) was measured."""
         self._seen.append((thinned, spliced, divergence))
+        self.correction = Correction.learnt(self._seen)
 
     def get(self, splice: Splice) -> Item | None:
         """What is known of a student, as asked for."""
         return next((item for item in self.items if item.splice == splice), None)
-
-    @property
-    def correction(self) -> Correction:
-        return Correction.learnt(self._seen)
 
 
 class Composer:
@@ -139,6 +139,7 @@ class Composer:
         self._cuts = [found.position(cut) for cut in found.cuts]
         self._hulls = [_hull(one, curve) for one, curve in zip(hidden, curves, strict=True)]
         self._refused = refused
+        self._known: dict[frozenset[str], tuple[list[Span], list[int]]] = {}
         self._between: dict[tuple[str, str], list[Span]] = {}  # planning a span costs more than choosing it
 
     def plan(
@@ -159,6 +160,7 @@ class Composer:
                 return plan
             for gap in refused:
                 self._between[gap.start.name, gap.stop.name] = []
+            self._known.clear()
 
     def _best(
         self, given: Item, library: Sequence[Item], budget: float, correction: Correction
@@ -168,7 +170,7 @@ class Composer:
         for items in self._sets(given, library):
             thinned = self._predicted(items, budget)
             if thinned is not None:
-                spliced = sum(item.divergence for item in items)
+                spliced = sum(item.divergence or 0.0 for item in items)
                 score = correction.thinned * thinned + correction.spliced * spliced
                 best = min(best, (score, items), key=lambda one: one[0]) if best else (score, items)
         return None if best is None else best[1]
@@ -178,7 +180,7 @@ class Composer:
             item for item in library if not item.span.nested and not item.span.plan.ops & given.span.plan.ops
         ]
         # those that save most for what they cost; of one span two at most
-        apart.sort(key=lambda item: (item.divergence / max(item.saved, 1.0), str(item.splice)))
+        apart.sort(key=lambda item: ((item.divergence or 0.0) / max(item.saved, 1.0), str(item.splice)))
         few: list[Item] = []
         for item in apart:
             if sum(other.span == item.span for other in few) < 2:
@@ -209,11 +211,22 @@ class Composer:
 
     def _free(self, items: Sequence[Item]) -> list[int]:
         """Hidden features in the gaps that some students leave."""
-        gaps = self._gaps(items)
-        return [k for k, one in enumerate(self.hidden) if any(one.ops <= gap.plan.ops for gap in gaps)]
+        return self._left(items)[1]
 
     def _gaps(self, items: Sequence[Item]) -> list[Span]:
         """The longest legal spans of the whole network that no student touches."""
+        return self._left(items)[0]
+
+    def _left(self, items: Sequence[Item]) -> tuple[list[Span], list[int]]:
+        """Gaps and hidden features that students leave: which spans they have decides."""
+        names = frozenset(item.span.name for item in items)
+        if names not in self._known:
+            gaps = self._between_students(items)
+            free = [k for k, one in enumerate(self.hidden) if any(one.ops <= gap.plan.ops for gap in gaps)]
+            self._known[names] = gaps, free
+        return self._known[names]
+
+    def _between_students(self, items: Sequence[Item]) -> list[Span]:
         taken = frozenset[int]().union(*(item.span.plan.ops for item in items))
         places = sorted(self.found.place(op) for op in taken)
         gaps: list[Span] = []
@@ -264,7 +277,8 @@ class Composer:
         flops = self.found.flops - saved
         flops -= share([self.hidden[k] for k in free], counts)
         ordered = tuple(splice for _, splice in sorted(splices, key=lambda pair: (pair[0], str(pair[1]))))
-        return Plan(ordered, thinned, sum(item.divergence for item in items), flops)
+        known = [item.divergence for item in items if item.divergence is not None]
+        return Plan(ordered, thinned, sum(known) if len(known) == len(items) else None, flops)
 
 
 def _hull(hidden: Hidden, curve: Tensor) -> tuple[np.ndarray, np.ndarray]:

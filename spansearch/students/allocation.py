@@ -8,6 +8,7 @@ layers add up well enough to share out a budget.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,16 +20,20 @@ from torch import Tensor
 from spansearch.calibration import Ran, Track, untracked
 from spansearch.divergence import divergence
 from spansearch.elimination import Elimination, eliminate, solve_kept
+from spansearch.errors import pass_on_stop
 from spansearch.evidence import Evidence
 from spansearch.layers import is_layer, set_weight
 from spansearch.moments import Moments
 from spansearch.spans import Hidden, Spans
 from spansearch.walk import Walk
 
+log = logging.getLogger("spansearch")
+
 PENALTY = 1e-4  # of the mean eigenvalue, while features are chosen
 MEASURED = (1 / 2, 1 / 8)  # shares of a layer's features at which the model's output is looked at
 POWERS = (0.5, 3.0)  # between which the divergence follows the least-squares error
 LEVELS = 32  # numbers of features of a layer that are considered
+NEVER = 1e6  # divergence of what could not be measured
 LEAST = 1e-12  # a divergence of 0 has no logarithm
 
 
@@ -39,7 +44,7 @@ def backward(fit: Moments, weight: Tensor, group: int) -> Elimination:
 
 def penalty(fit: Moments) -> float:
     """Of weights while features are chosen, in units of x^2 summed over the rows."""
-    return PENALTY * float(fit.gram.diagonal().mean())
+    return PENALTY * (float(fit.gram.diagonal().mean()) or 1.0)  # features that never change: any
 
 
 @torch.no_grad()
@@ -58,13 +63,19 @@ def missed(
     known = evidence.missed
     todo = [one for one in hidden if one.reader not in known]
     if todo:
-        walk = Walk(evidence.calibration, evidence.opened, found)
+        walk = Walk(evidence.calibration, evidence.opened, found, evidence.starts)
         targets = [_held_out(ran) for ran in evidence.calibration.run(evidence.teacher)]
         for one in track(todo, "measuring what the output misses without some features"):
             before = found.before(one.ops)
             if before is not None:
                 walk.advance(before)
-            known[one.reader] = _curve(one, walk, evidence, targets)
+            try:
+                known[one.reader] = _curve(one, walk, evidence, targets)
+            except Exception as error:  # of a user's layer or model: the others can be thinned all the same
+                pass_on_stop(error)
+                log.warning("%s keeps all of its features: %s", one.reader, error)
+                known[one.reader] = torch.full((one.groups + 1,), NEVER, dtype=torch.float64)
+                known[one.reader][-1] = 0.0
     return [known[one.reader] for one in hidden]
 
 
@@ -100,11 +111,10 @@ def _held_out(ran: Ran) -> tuple[Tensor, Tensor | None] | None:
     """What a model returned of the held-out examples of a batch, and which of their positions count; of all
     examples where it does not return them one by one."""
     (output,) = ran.outputs
-    if output is None:
-        return None
-    some = ran.held if len(output) == len(ran.held) else torch.ones(len(output), dtype=torch.bool)
-    keep = None if ran.positions is None else ran.positions[some.to(ran.positions.device)]
-    return output[some.to(output.device)], keep
+    if output is None or not output.ndim or len(output) != len(ran.held):
+        return None if output is None else (output, ran.positions)
+    keep = None if ran.positions is None else ran.positions[ran.held.to(ran.positions.device)]
+    return output[ran.held.to(output.device)], keep
 
 
 def between(lost: Tensor, seen: dict[float, float]) -> Tensor:

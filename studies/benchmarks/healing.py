@@ -55,7 +55,8 @@ def healing_jobs(setting: Setting) -> list[Job]:
 
 def _healed(setting: Setting, part: Part) -> Record:
     bench = setting.bench
-    raw, own = _composed(setting, part, healing=False)
+    raw, _ = _composed(setting, part, healing=False)
+    _, own = _composed(setting, part, healing=False)  # again, with what the splice itself asks for known
     found: Record = {"pass_seconds": _pass_seconds(setting), "raw": raw}
     for name, every in (("block", False), ("every", True)):
         figures, seconds = _composed(setting, part, every=every)
