@@ -47,7 +47,7 @@ def proposals(
     """Proposals of a study whose process is replaced before the trials in ``stops``, or within."""
 
     def sampler() -> SeededSampler:
-        return SeededSampler(space, SEEDS, seed, SAMPLERS[name], lambda params: params["left"] % 3 > 0)
+        return SeededSampler(space, SEEDS, seed, SAMPLERS[name], lambda params: params["left"] % 4 > 0)
 
     optuna.create_study(study_name="s", storage=storage(path), directions=["minimize"] * 2)
     got: list[dict] = []
@@ -62,6 +62,7 @@ def proposals(
             for param in list(space)[: number % 4]:
                 trial._suggest(param, space[param])
             study = optuna.load_study(study_name="s", storage=storage(path), sampler=sampler())
+            study.get_trials()  # as a run asks for what was left running
             trial = Trial(study, trial._trial_id)
         params = suggest(trial, space)
         tell(study, trial, params)
@@ -71,12 +72,15 @@ def proposals(
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_stopped_and_resumed_is_the_same_as_uninterrupted(name: str, tmp_path: Any) -> None:
-    whole = proposals(tmp_path / "a.db", 30, (), SPACE, name=name)
-    broken = proposals(tmp_path / "b.db", 30, (1, 3, 11, 12, 17, 23, 24, 29), SPACE, name=name)
+    space, count = SPACE, 20
+    if name == "gp":  # a draw takes seconds where much is discrete
+        space, count = {key: SPACE[key] for key in ("left", "right", "family", "width")}, 14
+    whole = proposals(tmp_path / "a.db", count, (), space, name=name)
+    broken = proposals(tmp_path / "b.db", count, (1, 3, 11, 12, 13, 17), space, name=name)
     assert whole == broken
-    assert whole[0] == SEEDS[0]
-    assert len({tuple(p.values()) for p in whole}) > 20
-    assert proposals(tmp_path / "c.db", 12, (), SPACE, seed=4, name=name)[1:] != whole[1:12]
+    assert whole[0] == {key: SEEDS[0][key] for key in space}
+    assert len({tuple(p.values()) for p in whole}) > count * 0.7
+    assert proposals(tmp_path / "c.db", 4, (), space, seed=4, name=name)[1:] != whole[1:4]
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "random"])
@@ -85,7 +89,7 @@ def test_what_was_measured_is_learnt_from_and_constraints_are_kept_to(name: str,
     """Also from trials that others proposed, as seeds and compositions are."""
     study = optuna.create_study(directions=["minimize"] * 2)
     draw = np.random.default_rng(0)
-    for number in range(40):
+    for _ in range(40):
         left = int(draw.integers(10))
         params = {
             "left": left,
@@ -103,17 +107,17 @@ def test_what_was_measured_is_learnt_from_and_constraints_are_kept_to(name: str,
         study.add_trial(frozen)
     study.sampler = SeededSampler(SPACE, [], 0, SAMPLERS[name])
     drawn = []
-    for _ in range(8):
+    for _ in range(2 if name == "gp" else 8):
         trial = study.ask()
         drawn.append(suggest(trial, SPACE)["left"])
         study.tell(trial, state=TrialState.FAIL)
     allowed = [left for left in drawn if left >= 5]
-    assert len(allowed) >= 6 if constrained else len(allowed) <= 3
+    assert len(allowed) >= 0.75 * len(drawn) if constrained else len(allowed) <= 0.4 * len(drawn)
 
 
 def test_with_a_missing_package_the_sampler_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inner_samplers, "find_spec", lambda name: None if name == "scipy" else name)
-    with pytest.raises(ss.TaskError, match="sampler='gp' needs scipy.*pip install scipy"):
+    with pytest.raises(ss.TaskError, match=r"sampler='gp' needs scipy.*pip install scipy"):
         ss.Search(sampler="gp")
     assert ss.Search(sampler="nsga2").sampler == "nsga2"
 
