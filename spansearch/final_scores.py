@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,8 @@ from spansearch.results import Load, StoredTrial
 from spansearch.workbench import Workbench
 
 GROUP = 8  # examples resampled together: enough groups of a few hundred examples, few enough runs
+MOST = 250  # about so many groups at most: more make no better interval, and every member keeps its scores
+DIGITS = 7  # of a group's score that is kept: storages may hold 64 KB of a study's figures
 
 
 def group_scores(evaluator: Evaluator, model: nn.Module) -> list[float] | None:
@@ -33,19 +36,59 @@ def score_on_test(
 
     Groups of a few examples are resampled together, teacher and model on the same ones. ``ci95`` is None
     where the score of the whole split is not the mean over its examples or, with a mask, its positions (a
-    median, an AUC): then groups say nothing about it.
+    median, an AUC): then groups say nothing about it, and ``groups`` is None as well.
 
     Args:
         teacher_scores: the teacher's group_scores.
+
+    Returns:
+        score, score_drop, ci95, divergence; groups: the model's group_scores; ``mean_over``: of which of the
+        ``weights`` of the split (scores_on_test) they are the mean.
     """
     measures = evaluator.measure(model)
-    interval = _interval(evaluator, model, teacher_scores, measures.score, seed)
+    own = group_scores(evaluator, model)
+    interval, over = None, []
+    if own is not None and teacher_scores is not None:
+        drops = [before - after for before, after in zip(teacher_scores, own, strict=True)]
+        for number, weights in enumerate(_weights(evaluator)):
+            means = (measures.score, own), (evaluator.teacher_score, teacher_scores)
+            if all(_is_mean(score, parts, weights) for score, parts in means):
+                interval = interval or bootstrap_interval(drops, weights, seed)
+                over.append(number)
     return {
         "score": measures.score,
         "score_drop": measures.score_drop,
         "ci95": list(interval) if interval else None,
         "divergence": measures.divergence,
+        "groups": [float(f"{score:.{DIGITS}g}") for score in own] if own is not None and over else None,
+        "mean_over": over,
     }
+
+
+def with_neighbours(order: Sequence[str], scored: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The figures of members on test, each with what it is worth beside the next cheaper one.
+
+    ``differs_from_cheaper``: the 95% interval of their difference in score, groups resampled together and
+    both models on the same ones, excludes 0. None where that is not known: the cheapest member, a score that
+    groups say nothing about.
+
+    Args:
+        order: trial numbers of the members, the cheapest first.
+        scored: as from scores_on_test.
+    """
+    found: dict[str, Any] = {}
+    for number in order:
+        if number in scored:
+            kept = {key: value for key, value in scored[number].items() if key not in ("groups", "mean_over")}
+            found[number] = {**kept, "differs_from_cheaper": None}
+    for cheaper, number in pairwise(order):
+        one, other = scored.get(cheaper, {}), scored.get(number, {})
+        common = [k for k in one.get("mean_over", ()) if k in other.get("mean_over", ())]
+        if common:
+            differences = [b - a for a, b in zip(one["groups"], other["groups"], strict=True)]
+            low, high = bootstrap_interval(differences, scored["weights"][common[0]], seed)
+            found[number]["differs_from_cheaper"] = low > 0 or high < 0
+    return found
 
 
 def scores_on_test(
@@ -60,7 +103,8 @@ def scores_on_test(
     The split is read every time: figures on another one are no longer comparable and are taken again.
 
     Args:
-        known: score_on_test by trial number, ``teacher``: its score, ``data``: a hash of the split.
+        known: score_on_test by trial number, ``teacher``: its score, ``data``: a hash of the split,
+            ``weights``: what its groups may count with.
 
     Returns:
         ``known`` itself where nothing had to be measured.
@@ -74,23 +118,11 @@ def scores_on_test(
     if not missing:
         return known
     teacher_scores = group_scores(bench.test, bench.teacher)
-    found = {**known, "teacher": bench.test.teacher_score, "data": data}
+    weights = list(_weights(bench.test))
+    found = {**known, "teacher": bench.test.teacher_score, "data": data, "weights": weights}
     for number, splice, outcome in bench.track(missing, "scoring on test"):
         found[str(number)] = score_on_test(bench.test, load(splice, outcome), teacher_scores, seed)
     return found
-
-
-def _interval(
-    evaluator: Evaluator, model: nn.Module, teacher_scores: list[float] | None, score: float, seed: int
-) -> tuple[float, float] | None:
-    own = group_scores(evaluator, model)
-    if own is None or teacher_scores is None:
-        return None
-    drops = [before - after for before, after in zip(teacher_scores, own, strict=True)]
-    for weights in _weights(evaluator):
-        if _is_mean(score, own, weights) and _is_mean(evaluator.teacher_score, teacher_scores, weights):
-            return bootstrap_interval(drops, weights, seed)
-    return None
 
 
 def _weights(evaluator: Evaluator) -> Iterator[list[float]]:
@@ -109,6 +141,7 @@ def _is_mean(score: float, parts: Sequence[float], weights: Sequence[float]) -> 
 
 
 def _groups(batches: Sequence[Batch]) -> Iterator[Batch]:
+    size = max(GROUP, -(-sum(map(batch_size, batches)) // MOST))
     for batch in batches:
-        for first in range(0, batch_size(batch), GROUP):
-            yield examples(batch, slice(first, first + GROUP))
+        for first in range(0, batch_size(batch), size):
+            yield examples(batch, slice(first, first + size))

@@ -17,7 +17,7 @@ from spansearch.outcome import Outcome, failed
 from spansearch.planner import Planner, recipe
 from spansearch.proposal import Proposals
 from spansearch.recipe import Splice, described
-from spansearch.search import SeededSampler, Space, predicted_front
+from spansearch.search import SAMPLERS, Constraints, SeededSampler, Space, predicted_front
 from spansearch.store import StudentFiles, require_same_teacher
 from spansearch.sufficiency import calibration_examples, sufficiency
 from spansearch.trials import FINISHED, duplicate, remember, settled, streak, suggest, tell
@@ -101,7 +101,7 @@ class Loop:
         if len(self.rates.known) > self._rates:
             self._rates = len(self.rates.known)
             self.study.set_user_attr("rates", self.rates.known)
-        tell(self.study, trial, splice, outcome)
+        tell(self.study, trial, splice, outcome, self.constraints)
         self.memory.learn(trial.number, splice, outcome)
         if splice is not None and outcome.details.get("refused_by_replay"):
             self.space.refuse(splice.span_name)  # only now: a resumed study knows of finished trials alone
@@ -121,7 +121,7 @@ class Loop:
         splice = None
         try:
             splice = self.space.decode(params)
-            plan = self.planner.plan(splice, self.space.budget(params))
+            plan = self.planner.plan(splice, self.planner.budget(params))
         except Exception as error:  # a user's family
             return splice, failed(error)
         number, outcome = self.memory.seen.get(recipe(splice, plan), (trial.number, None))
@@ -179,14 +179,16 @@ class Loop:
         self.memory = remember(study, self.bench.found)
         for span_name in self.memory.refused:
             self.space.refuse(span_name)
-        self.planner = Planner(self.bench, self.space, self.memory)
+        self.constraints = Constraints.of(self.space.settings.fingerprint(), study.user_attrs["teacher"])
+        self.planner = Planner(self.bench, self.space, self.memory, self.constraints)
         if self.space.settings.compose:
             self._measure_what_is_missed()
         study.sampler = SeededSampler(
             self.space.distributions,
             study.user_attrs["seeds"],
             self.space.settings.seed,
-            worthwhile=self.planner.is_new,
+            SAMPLERS[self.space.settings.sampler],
+            worthwhile=self.planner.is_worthwhile,
             propose=self._predicted_best,
         )
         self.rates = Rates(study.user_attrs.get("rates", {}))

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
+from spansearch.cost import parameter_count
 from spansearch.errors import pass_on_stop
 from spansearch.layers import is_layer
 from spansearch.memory import Memory
 from spansearch.recipe import Recipe, Splice
-from spansearch.search import Space
+from spansearch.search import Constraints, Space
 from spansearch.search.composing import Composer, Item, Plan
-from spansearch.students import student_cost
+from spansearch.search.space import STEP
+from spansearch.spans import splice
+from spansearch.students import family, student_cost
 from spansearch.students.allocation import missed
 from spansearch.workbench import Workbench
 
 BUDGETS = (0.5, 0.25, 0.75, 0.35, 0.15, 0.6, 0.1, 0.9, 0.2, 0.4, 0.3, 0.05)
 """Shares of the teacher's flops for which compositions are proposed in turn."""
+REACH = 0.5
+"""With a limit to the score drop, budgets below this share of what is known to keep to it wait."""
 
 
 class Planner:
@@ -27,10 +36,15 @@ class Planner:
         bench: teacher, data, spans.
         space: the search space.
         memory: what trials taught.
+        constraints: what models should not exceed.
     """
 
-    def __init__(self, bench: Workbench, space: Space, memory: Memory) -> None:
+    def __init__(
+        self, bench: Workbench, space: Space, memory: Memory, constraints: Constraints | None = None
+    ) -> None:
         self.bench, self.space, self.memory = bench, space, memory
+        self.constraints = constraints or Constraints({})
+        self._params: dict[Recipe, int] = {}
 
     @cached_property
     def composer(self) -> Composer:
@@ -50,11 +64,19 @@ class Planner:
         given = library.get(one) or Item(one, span, alone, None)
         return self.composer.plan(given, library.items, budget * flops, library.correction)
 
-    def is_new(self, params: Mapping[str, Any]) -> bool:
-        """Does a proposal stand for a model that was not tried before?"""
+    def budget(self, params: Mapping[str, Any]) -> float:
+        """The share of the teacher's flops that the model of a proposal may cost: what is allowed, where it
+        asks for more; 1 for a splice alone, which may be a seed and teaches what compositions are made of."""
+        asked = self.space.budget(params)
+        return asked if asked == 1 else min(asked, self.constraints.flops)
+
+    def is_worthwhile(self, params: Mapping[str, Any]) -> bool:
+        """Does a proposal stand for a model that was not tried before, and announces no cost that breaks a
+        constraint?"""
         try:
-            splice = self.space.decode(params)
-            return recipe(splice, self.plan(splice, self.space.budget(params))) not in self.memory.seen
+            one = self.space.decode(params)
+            plan = self.plan(one, self.budget(params))
+            return recipe(one, plan) not in self.memory.seen and self._allows(one, plan)
         except Exception as error:  # a user's family: the trial will say what is wrong with it
             pass_on_stop(error)
             return True
@@ -62,17 +84,62 @@ class Planner:
     def best(self, turn: int) -> dict[str, Any] | None:
         """The composition that is predicted to be best at the budget whose turn it is and was not tried
         before, in the shape of a proposal; None where there is none."""
-        budget, library = BUDGETS[turn % len(BUDGETS)], self.memory.library
+        budgets, library = self._budgets(), self.memory.library
+        asked = budgets[turn % len(budgets)]
+        budget = min(asked, self.constraints.flops)
         best: tuple[float, Item] | None = None
         for item in library.items:
             plan = self.plan(item.splice, budget)
             if plan is not None and plan.recipe not in self.memory.seen:
                 score = library.correction.of(plan)
-                best = (score, item) if best is None or score < best[0] else best
+                if (best is None or score < best[0]) and self._allows(item.splice, plan):
+                    best = (score, item)
         if best is None:
             return None
         one, span = best[1].splice, best[1].span
-        return self.space.encode(span, one.family, self.space.width(one), one.init, budget)
+        return self.space.encode(span, one.family, self.space.width(one), one.init, asked)
+
+    def _budgets(self) -> tuple[float, ...]:
+        """The budgets whose turn it may be, as proposals ask for them: the most that constraints allow comes
+        first, what they forbid is left out; so is what is far below the cheapest model known to fulfil
+        them, where the score drop is limited."""
+        most, least = self.constraints.flops, 0.0
+        if "max_score_drop" in self.constraints.limits:
+            measured = (outcome.measures for _, outcome in self.memory.seen.values())
+            good = (m.flops_ratio for m in measured if m is not None and self.constraints.fulfilled(m))
+            least = REACH * min(most, *good, 1.0)
+        budgets = tuple(budget for budget in BUDGETS if least <= budget < most)
+        if most < 1:  # proposals know a grid of budgets: the next one of it stands for what is allowed
+            budgets = (round(min(1 - STEP, math.ceil(round(most / STEP, 6)) * STEP), 4), *budgets)
+        return budgets
+
+    def _allows(self, one: Splice, plan: Plan | None) -> bool:
+        """Do the constraints allow what a model is announced to cost?"""
+        limits, whole = self.constraints.limits, self.bench.found.flops
+        if plan is None:
+            span = self.space.span(one)
+            flops: float = whole - span.flops + student_cost(one.family, span, one.size).flops
+        else:
+            flops = plan.flops
+        if flops > self.constraints.flops * whole + 1:  # flops are counted in whole numbers
+            return False
+        most = limits.get("max_params")
+        if most is None:
+            return True
+        return self._announced(recipe(one, plan)) <= most * parameter_count(self.bench.teacher)
+
+    def _announced(self, which: Recipe) -> int:
+        """Parameters of a model before it is fitted."""
+        if which not in self._params:
+            students = {}
+            for one in which:
+                kind: Any = family(one.family)
+                kind = replace(kind, counts=one.counts) if one.counts else kind
+                span = self.bench.found[one.start, one.stop]
+                with torch.device("meta"):
+                    students[span] = kind.build(span, one.size)
+            self._params[which] = parameter_count(splice(self.bench.teacher, students))
+        return self._params[which]
 
 
 def recipe(one: Splice, plan: Plan | None) -> Recipe:

@@ -15,8 +15,10 @@ from spansearch.evaluate import Measures
 from spansearch.front import hypervolume, non_dominated
 from spansearch.outcome import Outcome, loss
 from spansearch.recipe import Splice
+from spansearch.search import Constraints
 
 MEASURES = ("flops", "params", "score_drop", "divergence", "flops_ratio", "params_ratio")
+COSTS = ("flops", "params", "flops_ratio", "params_ratio")
 StoredTrial = tuple[int, Splice | None, Outcome]
 Load = Callable[[Splice | None, Outcome], nn.Module]
 """Makes a trial's model."""
@@ -30,7 +32,9 @@ class Member:
         trial: its number in the study.
         splices: its recipe.
         measures: on the validation split.
-        test: on the test split, where it was scored: score, score_drop, ci95 of the drop, divergence.
+        test: on the test split, where it was scored: score, score_drop, ci95 of the drop, divergence,
+            differs_from_cheaper: can its score be told apart from that of the next cheaper member?
+        feasible: it fulfils the search's constraints, on validation; True where there are none.
         widths: each student's size as a share of what width 1 gives in its span; 1 where it has no sizes.
         student_params: parameters of each splice's student.
     """
@@ -41,6 +45,7 @@ class Member:
     test: dict[str, Any] | None = None
     widths: tuple[float, ...] = ()
     student_params: tuple[int, ...] = ()
+    feasible: bool = True
     _load: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
 
     def load(self) -> nn.Module:
@@ -77,6 +82,7 @@ class Member:
             "score": m.score,
             "score_drop": m.score_drop,
             "divergence": m.divergence,
+            "feasible": self.feasible,
             "test": self.test,
             "splices": splices,
         }
@@ -111,7 +117,8 @@ class Front(Sequence[Member]):
 
 COLUMNS = (
     *("trial", "flops", "flops_ratio", "params", "params_ratio", "score", "score_drop", "divergence"),
-    *("test_score", "test_score_drop", "test_ci95_low", "test_ci95_high", "test_divergence", "splices"),
+    *("feasible", "test_score", "test_score_drop", "test_ci95_low", "test_ci95_high", "test_divergence"),
+    *("test_differs_from_cheaper", "splices"),
 )
 
 
@@ -125,8 +132,13 @@ def _row(member: Member) -> dict[str, Any]:
     return {**row, "splices": "; ".join(map(str, member.splices))}
 
 
-def select(trials: Sequence[StoredTrial], x: str, y: str) -> list[StoredTrial]:
+def select(
+    trials: Sequence[StoredTrial], x: str, y: str, constraints: Constraints | None = None
+) -> list[StoredTrial]:
     """The trials no other one beats in x and y on validation, lowest x first.
+
+    With constraints also those that none beats of the trials that fulfil them: a model that does not is no
+    alternative to one that does. Where none does, also the nearest.
 
     A score drop counts as the loss told to Optuna: what is above the teacher's score is no drop, and of equal
     ones the lower divergence is better.
@@ -138,8 +150,31 @@ def select(trials: Sequence[StoredTrial], x: str, y: str) -> list[StoredTrial]:
         if name not in MEASURES:
             raise StudyError(f"No recorded measure is called {name!r}. Choose from: {', '.join(MEASURES)}.")
     complete = [t for t in trials if t[2].measures is not None and "duplicate_of" not in t[2].details]
-    points = [(_value(t[2].measures, x), _value(t[2].measures, y)) for t in complete]
-    return [complete[i] for i in non_dominated(points)]
+    chosen = _best(complete, x, y)
+    if constraints is not None and constraints.limits:
+        near = nearest(complete, constraints)
+        good = [t for t in complete if t[2].measures is not None and constraints.fulfilled(t[2].measures)]
+        more = _best(good, x, y) or ([near] if near is not None else [])
+        chosen += [t for t in more if t not in chosen]
+        chosen.sort(key=lambda t: (_value(t[2].measures, x), _value(t[2].measures, y), t[0]))
+    return chosen
+
+
+def nearest(trials: Sequence[StoredTrial], constraints: Constraints) -> StoredTrial | None:
+    """The trial whose model breaks constraints least, the first of several; None where none was measured."""
+    measured = [(constraints.violation(t[2].measures), t) for t in trials if t[2].measures is not None]
+    return min(measured, key=lambda one: one[0])[1] if measured else None
+
+
+def cheapest_first(chosen: Sequence[StoredTrial], x: str, y: str) -> list[str]:
+    """Their numbers by the cost that a front is about, flops where it is about none."""
+    cost = next((name for name in (x, y) if name in COSTS), "flops")
+    return [str(trial[0]) for trial in sorted(chosen, key=lambda t: _value(t[2].measures, cost))]
+
+
+def _best(trials: Sequence[StoredTrial], x: str, y: str) -> list[StoredTrial]:
+    points = [(_value(t[2].measures, x), _value(t[2].measures, y)) for t in trials]
+    return [trials[i] for i in non_dominated(points)]
 
 
 def _value(measures: Measures | None, name: str) -> float:
@@ -147,7 +182,9 @@ def _value(measures: Measures | None, name: str) -> float:
     return loss(measures) if name == "score_drop" else float(getattr(measures, name))
 
 
-def members_of(chosen: Sequence[StoredTrial], scored: Mapping[str, Any], load: Load) -> tuple[Member, ...]:
+def members_of(
+    chosen: Sequence[StoredTrial], scored: Mapping[str, Any], load: Load, constraints: Constraints
+) -> tuple[Member, ...]:
     """The members that chosen trials stand for; ``scored``: their figures on test, by trial number."""
     return tuple(
         Member(
@@ -157,11 +194,27 @@ def members_of(chosen: Sequence[StoredTrial], scored: Mapping[str, Any], load: L
             scored.get(str(number)),
             tuple(map(float, outcome.details.get("widths", (1.0,)))),
             tuple(map(int, outcome.details.get("student_params", (0,)))),
+            constraints.fulfilled(outcome.measures),
             partial(load, splice, outcome),
         )
         for number, splice, outcome in chosen
         if splice is not None and outcome.measures is not None
     )
+
+
+def about(trials: Sequence[StoredTrial], constraints: Constraints) -> dict[str, Any]:
+    """The constraints of a study as plain data: ``limits`` in units of the score and shares of the teacher's,
+    how many models they are ``fulfilled_by``; where that is none, the ``nearest`` trial and what it exceeds.
+    """
+    measures = [
+        o.measures for _, _, o in trials if o.measures is not None and "duplicate_of" not in o.details
+    ]
+    count = sum(constraints.fulfilled(m) for m in measures)
+    near = nearest(trials, constraints) if not count else None
+    told = None
+    if near is not None and near[2].measures is not None:
+        told = {"trial": near[0], "exceeds": constraints.exceeded(near[2].measures)}
+    return {"limits": dict(constraints.limits), "fulfilled_by": count, "nearest": told}
 
 
 def summarise(

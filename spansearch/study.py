@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +16,13 @@ from torch import nn
 
 from spansearch.calibration import Track, untracked
 from spansearch.errors import StudyError, TaskError, unsaved
-from spansearch.final_scores import scores_on_test
+from spansearch.final_scores import scores_on_test, with_neighbours
 from spansearch.loop import Loop, OnTrial
 from spansearch.outcome import Outcome
 from spansearch.proposal import rebuild
 from spansearch.recipe import Splice
-from spansearch.results import Front, StoredTrial, members_of, select, summarise
-from spansearch.search import Search, Space
+from spansearch.results import Front, StoredTrial, about, cheapest_first, members_of, select, summarise
+from spansearch.search import Constraints, Search, Space
 from spansearch.spans import Spans
 from spansearch.store import (
     NoStudyError,
@@ -90,6 +91,7 @@ class Study:
         directory: str | Path | None = None,
         seed: int | None = None,
         storage: str | None = None,
+        limits: Mapping[str, Any] | None = None,
         device: str = "auto",
         track: Track = untracked,
     ) -> Study:
@@ -100,25 +102,28 @@ class Study:
             directory: of the run; for a file only.
             seed: in place of the study file's; of a directory in place of the run's.
             storage: as above; of a directory in place of the run's.
+            limits: max_score_drop, max_flops, max_params in place of the study file's or the run's.
             device, track: as above.
 
         Raises:
             TaskError: the file is missing or no study file. StudyError: the directory does not say which file
                 it was run from.
         """
-        file = Path(path)
+        file, given = Path(path), dict(limits or {})
         if file.is_dir():
             if directory is not None:
                 raise StudyError(f"{path} is the directory of a run already: leave out --dir (directory=).")
             source, directory = source_of(file), file
             file, seed = source.file, source.seed if seed is None else seed
             storage = source.storage if storage is None else storage
+            given = {**source.limits, **given}
         task, search = read_study(file)
         search = Search() if search is None else search
         if not isinstance(search, Search):
             raise TaskError(f"{file}: SEARCH must be spansearch.Search(...), got {type(search).__name__}.")
         if seed is not None:
-            search = replace(search, seed=seed)
+            given["seed"] = seed
+        search = replace(search, **given)
         return cls(
             task, directory=directory, storage=storage, search=search, device=device, track=track, source=file
         )
@@ -196,10 +201,12 @@ class Study:
         study = self.optuna
         finished = study.get_trials(deepcopy=False, states=FINISHED)
         trials: list[StoredTrial] = [(trial.number, *outcome_of(trial)) for trial in finished]
-        chosen = select(trials, x, y)
+        searched = study.user_attrs.get("fingerprint", {}).get("search", {})
+        constraints = Constraints.of(searched, study.user_attrs.get("teacher", {}))
+        chosen = select(trials, x, y, constraints)
+        seed = int(searched.get("seed", 0))
         scored: dict[str, Any] = study.user_attrs.get("test", {})
         if split == "test":
-            seed = int(study.user_attrs["fingerprint"]["search"]["seed"])
             found = scores_on_test(self.bench, chosen, scored, self._load, seed)
             if found is not scored:
                 study.set_user_attr("test", found)
@@ -207,8 +214,10 @@ class Study:
         attributes = dict(study.user_attrs)
         attributes["teacher"] = {**attributes.get("teacher", {}), "test_score": scored.get("teacher")}
         running = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-        members = members_of(chosen, scored, self._load)
-        return Front(x, y, members, summarise(self.task.name, trials, running, chosen, attributes))
+        figures = with_neighbours(cheapest_first(chosen, x, y), scored, seed)
+        members = members_of(chosen, figures, self._load, constraints)
+        summary = summarise(self.task.name, trials, running, chosen, attributes)
+        return Front(x, y, members, {**summary, "constraints": about(trials, constraints)})
 
     def _load(self, splice: Splice | None, outcome: Outcome) -> nn.Module:
         assert splice is not None
@@ -228,7 +237,9 @@ class Study:
         fingerprint = {**self.bench.fingerprint, "search": self.search.fingerprint()}
         study = self._optuna = open_study(self.storage, self.directory, self.task.name, fingerprint)
         if self.source is not None:
-            remember_source(self.directory, Source(self.source, self.search.seed, self.storage))
+            remember_source(
+                self.directory, Source(self.source, self.search.seed, self.storage, self.search.limits)
+            )
         if len(study.get_trials(deepcopy=False, states=FINISHED)) >= trials:
             log.info("%s: all of %d trials are done", self.task.name, trials)
             return "done"

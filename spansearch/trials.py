@@ -14,7 +14,7 @@ from spansearch.evaluate import Measures
 from spansearch.memory import Memory
 from spansearch.outcome import Outcome
 from spansearch.recipe import Splice, from_json, to_json
-from spansearch.search import Space
+from spansearch.search import Constraints, Space
 from spansearch.spans import Spans
 
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -41,17 +41,24 @@ def duplicate(number: int, outcome: Outcome) -> Outcome:
     return Outcome(outcome.state, outcome.measures, {**details, "duplicate_of": number}, outcome.recipe)
 
 
-def tell(study: optuna.Study, trial: Trial, splice: Splice | None, outcome: Outcome) -> None:
+def tell(
+    study: optuna.Study, trial: Trial, splice: Splice | None, outcome: Outcome, constraints: Constraints
+) -> None:
     """Write everything about a trial, then tell it: a finished trial is complete in itself.
 
     User attributes: ``recipe`` where a splice was meant, with the depths that students got, ``measures``
-    where it was measured, ``details`` always.
+    where it was measured, ``details`` always. Its constraints are set whatever became of it: samplers take a
+    trial without any for one that fulfils them all.
     """
     if splice is not None:
         trial.set_user_attr("recipe", to_json(outcome.recipe or (splice,)))
     if outcome.measures is not None:
         trial.set_user_attr("measures", outcome.measures.to_json())
     trial.set_user_attr("details", outcome.details)
+    known = trial.constraints  # of a trial that was stopped in here; they are the same
+    for name, value in constraints.values(outcome.measures).items():
+        if name not in known:
+            trial.set_constraint(name, value)
     study.tell(trial, outcome.values, state=STATES[outcome.state], skip_if_finished=True)
 
 

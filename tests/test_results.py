@@ -16,12 +16,23 @@ from spansearch.evaluate import Measures
 from spansearch.front import non_dominated
 from spansearch.outcome import Outcome, loss
 from spansearch.recipe import Splice
-from spansearch.results import COLUMNS, MEASURES, select, summarise
+from spansearch.results import COLUMNS, MEASURES, about, cheapest_first, nearest, select, summarise
+from spansearch.search import Constraints
 
-KEYS = {"study", "objectives", "teacher", "trials", "seconds", "hypervolume", "pruning", "front"}
+KEYS = {
+    "study",
+    "objectives",
+    "teacher",
+    "trials",
+    "seconds",
+    "hypervolume",
+    "pruning",
+    "front",
+    "constraints",
+}
 MEMBER = {
     *("trial", "flops", "flops_ratio", "params", "params_ratio", "score", "score_drop", "divergence"),
-    *("test", "splices"),
+    *("feasible", "test", "splices"),
 }
 
 
@@ -57,7 +68,9 @@ def test_the_data_has_the_keys_that_are_promised(study: ss.Study) -> None:
     assert data["front"]
     for member in data["front"]:
         assert member.keys() == MEMBER
-        assert member["test"].keys() == {"score", "score_drop", "ci95", "divergence"}
+        assert member["test"].keys() == {
+            *("score", "score_drop", "ci95", "divergence", "differs_from_cheaper"),
+        }
         low, high = member["test"]["ci95"]
         assert low <= member["test"]["score_drop"] <= high
         for splice in member["splices"]:
@@ -122,6 +135,26 @@ def test_selection_by_hand() -> None:
             select(trials, "flops", name)
     for x in MEASURES:
         assert select(trials, x, x)
+
+
+def test_selection_with_constraints_by_hand() -> None:
+    trials = [
+        trial(0, measures(0.0, 50, params=90)),
+        trial(1, measures(0.1, 60, params=40)),  # beaten by 0, which has too many parameters
+        trial(2, measures(0.2, 70, params=30)),  # beaten by 1
+        trial(3, measures(0.3, 30, params=80)),
+    ]
+    asked = Constraints({"max_params": 0.5})
+    assert [t[0] for t in select(trials, "flops", "score_drop", asked)] == [3, 0, 1]
+    none = Constraints({"max_params": 0.2, "max_score_drop": 0.0})
+    assert nearest(trials, none) == trials[2]  # by 0.1 and 0.2 together
+    assert [t[0] for t in select(trials, "flops", "score_drop", none)] == [3, 0, 2]
+    told = about(trials, none)
+    assert told["fulfilled_by"] == 0 and told["nearest"]["trial"] == 2
+    assert told["nearest"]["exceeds"] == pytest.approx({"max_params": 0.1, "max_score_drop": 0.2})
+    assert about(trials, asked) == {"limits": {"max_params": 0.5}, "fulfilled_by": 2, "nearest": None}
+    assert about([], none)["nearest"] is None
+    assert cheapest_first(select(trials, "score_drop", "flops"), "score_drop", "flops") == ["3", "0"]
 
 
 def test_the_summary_by_hand() -> None:

@@ -177,13 +177,13 @@ def test_a_model_whose_spans_are_all_refused_by_replay_is_said_to_have_none(tmp_
 def test_a_family_that_breaks_when_it_is_asked_fails_its_trials_only(
     where: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weighed, original = [], planner.Planner.is_new
+    weighed, original = [], planner.Planner.is_worthwhile
 
-    def is_new(own: planner.Planner, params: Any) -> bool:
+    def is_worthwhile(own: planner.Planner, params: Any) -> bool:
         weighed.append(params["family"])
         return original(own, params)
 
-    monkeypatch.setattr(planner.Planner, "is_new", is_new)
+    monkeypatch.setattr(planner.Planner, "is_worthwhile", is_worthwhile)
 
     def broken(self: Halved, *_: Any) -> Any:
         raise error(f"no {where} today")

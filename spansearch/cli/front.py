@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import click
+from rich.text import Text
 
 from spansearch.cli.options import device_option, directory_option, storage_option, study_argument
-from spansearch.cli.terminal import number, output, share, table, track
+from spansearch.cli.terminal import console, number, output, share, table, track
 from spansearch.recipe import described
 from spansearch.results import MEASURES, Front
 from spansearch.study import Study
@@ -63,7 +64,7 @@ def print_front(found: Front) -> None:
     if not len(found):
         output.print("No trial has completed yet: the front is empty.")
         return
-    teacher = found.summary["teacher"]
+    teacher, limits = found.summary["teacher"], found.summary["constraints"]["limits"]
     rows = table(
         ">trial",
         ">flops",
@@ -71,6 +72,8 @@ def print_front(found: Front) -> None:
         ">validation drop",
         ">test drop",
         "95% interval",
+        "",
+        *(("feasible",) if limits else ()),
         ">divergence",
         "splices",
     )
@@ -84,6 +87,8 @@ def print_front(found: Front) -> None:
             f"{m.score_drop:.4f}",
             f"{test['score_drop']:.4f}" if test else "",
             f"{interval[0]:+.4f} .. {interval[1]:+.4f}" if interval else "",
+            "=" if test.get("differs_from_cheaper") is False else "",
+            *(("yes" if member.feasible else "no",) if limits else ()),
             f"{m.divergence:.2g}",
             "; ".join(map(described, member.splices)),
         )
@@ -94,6 +99,13 @@ def print_front(found: Front) -> None:
             "No 95% interval where the score of the split is not the mean over its examples or, with a mask, "
             "its positions: accuracies and mean losses have one; F1, AUC, correlations and medians do not."
         )
+    if any(member.test and member.test["differs_from_cheaper"] is False for member in found):
+        output.print(
+            "= On the test split its score cannot be told apart from that of the next cheaper member: a 95% "
+            "interval of their difference, both on the same examples, includes 0."
+        )
+    if limits:
+        _print_constraints(found)
     counts = found.summary["trials"]
     on_test = f", on test {teacher['test_score']:.4f}" if teacher.get("test_score") is not None else ""
     output.print(
@@ -102,3 +114,30 @@ def print_front(found: Front) -> None:
         f". Trials: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed. "
         f"{found.summary['seconds']['total']:.0f} s.",
     )
+
+
+WORDS = {"max_score_drop": "score drop", "max_flops": "flops", "max_params": "parameters"}
+
+
+def _print_constraints(found: Front) -> None:
+    """What the constraints are and which members fulfil them; loudly on stderr where no model does."""
+    told = found.summary["constraints"]
+    limits = ", ".join(f"{WORDS[name]} at most {_amount(name, of)}" for name, of in told["limits"].items())
+    count = sum(member.feasible for member in found)
+    output.print(f"Constraints, on validation: {limits}. {count} of {len(found)} members fulfil them.")
+    near = told["nearest"]
+    if near is None:
+        return
+    beyond = " and ".join(f"{WORDS[name]} by {_amount(name, by)}" for name, by in near["exceeds"].items())
+    console.print(
+        Text.assemble(
+            ("No model fulfils the constraints", "bold red"),
+            f" ({limits}). The nearest is trial {near['trial']}: it exceeds the {beyond}. More --trials may "
+            "find one; other constraints need another --dir.",
+        )
+    )
+
+
+def _amount(name: str, value: float) -> str:
+    """A limit, or by how much it is exceeded, in its units."""
+    return f"{value:.4g}" if name == "max_score_drop" else f"{share(value)} of the teacher's"

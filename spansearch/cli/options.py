@@ -7,6 +7,9 @@ from typing import Any
 
 import click
 
+from spansearch.errors import TaskError
+from spansearch.search.constraints import amount
+
 study_argument = click.argument("study", metavar="STUDY|DIR", type=click.Path(path_type=Path))
 directory_option = click.option(
     "--dir",
@@ -26,6 +29,29 @@ seed_option = click.option(
     "--seed",
     type=int,
     help="Every random choice follows from it [default: the run's or the study's, else 0].",
+)
+
+
+class Amount(click.ParamType):
+    """A share of the teacher's, or a number above 1: 50%, 0.5, 13.7M."""
+
+    name = "amount"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        try:
+            return amount(value, (param.name if param else None) or "amount")
+        except TaskError as error:
+            self.fail(str(error).removeprefix("Search: "), param, context)
+
+
+limit_options = (
+    click.option(
+        "--max-score-drop",
+        type=click.FloatRange(0),
+        help="Look for models that lose no more on validation, in units of the score.",
+    ),
+    click.option("--max-flops", type=Amount(), help="That cost no more: 50% of the teacher's, or 13.7M."),
+    click.option("--max-params", type=Amount(), help="That have no more parameters: 50%, or 1.2M."),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,6 +12,7 @@ from spansearch.cli.options import (
     Duration,
     device_option,
     directory_option,
+    limit_options,
     seed_option,
     storage_option,
     study_argument,
@@ -21,6 +23,12 @@ from spansearch.recipe import Splice, described
 from spansearch.study import Study
 
 
+def _with_limits(command: Any) -> Any:
+    for option in reversed(limit_options):
+        command = option(command)
+    return command
+
+
 @click.command(epilog="Example: spansearch run studies/digits_cnn.py --trials 60 --timeout 2h")
 @study_argument
 @directory_option
@@ -28,6 +36,7 @@ from spansearch.study import Study
     "--trials", type=click.IntRange(1), default=100, show_default=True, help="The study's total of trials."
 )
 @click.option("--timeout", type=Duration(), help="Of the study over all its runs, e.g. 90, 30m, 2h.")
+@_with_limits
 @storage_option
 @seed_option
 @device_option
@@ -39,13 +48,17 @@ def run(
     storage: str | None,
     seed: int | None,
     device: str,
+    **limits: float | None,
 ) -> None:
     """Search for smaller networks until the study has its total of trials, then print the front.
 
     The same command continues a study that was stopped, killed or given a smaller total. Ctrl-C stops it
-    and keeps everything that is finished.
+    and keeps everything that is finished. Constraints stay those the study was begun with.
     """
-    opened = Study.open(study, directory=directory, seed=seed, storage=storage, device=device, track=track)
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    opened = Study.open(
+        study, directory=directory, seed=seed, storage=storage, limits=given, device=device, track=track
+    )
     finished: int | None = None
     bar = progress_bar()
     task = bar.add_task(f"trials of {opened.task.name}", total=trials)

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from spansearch.errors import FamilyError, TaskError
 from spansearch.fit import FitSettings
+from spansearch.search.constraints import NAMES, amount, drop
+from spansearch.search.inner_samplers import SAMPLERS, Sampler
 from spansearch.students import check_width, family
 
 FAMILIES = (
@@ -41,6 +43,10 @@ class Search:
         compose: try splices inside compositions of several as well.
         healing: correct the layers behind splices in closed form.
         audit: share of the pruned proposals that are run anyway.
+        sampler: what proposes beside the seeds and the predicted best: ``tpe``, ``nsga2``, ``gp`` (Gaussian
+            processes), ``random``.
+        max_score_drop: models should not lose more, in units of the score, on validation.
+        max_flops, max_params: nor cost more: up to 1 (or "50%") a share of the teacher's, above a number.
         memory_budget: bytes of activations in memory; more goes to files in the run's directory.
         dtype: in which activations are stored.
 
@@ -59,6 +65,10 @@ class Search:
     compose: bool = True
     healing: bool = True
     audit: float = 0.05
+    sampler: Sampler = "tpe"
+    max_score_drop: float | None = None
+    max_flops: float | str | None = None
+    max_params: float | str | None = None
     memory_budget: int = 4 << 30
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
@@ -87,9 +97,27 @@ class Search:
                 raise TaskError(f"Search: {name} must be a whole number of at least {least}, got {value!r}.")
         if self.dtype not in ("float32", "float16", "bfloat16"):
             raise TaskError(f"Search: dtype must be float32, float16 or bfloat16, got {self.dtype!r}.")
+        if self.sampler not in SAMPLERS:
+            raise TaskError(f"Search: sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}.")
+        SAMPLERS[self.sampler](0)  # says what is not installed, before anything is trained
+        if self.max_score_drop is not None:
+            object.__setattr__(self, "max_score_drop", drop(self.max_score_drop))
+        for name in ("max_flops", "max_params"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, amount(getattr(self, name), name))
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The constraints that are given, by name."""
+        return {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
 
     def fingerprint(self) -> dict[str, Any]:
-        """The settings that results depend on, as plain data: what it is after JSON as well."""
+        """The settings that results depend on, as plain data: what it is after JSON as well.
+
+        Constraints are among them. They steer what is tried, Optuna keeps with every trial by how much it
+        broke them, for good, and a study stopped and resumed is to make the trials of one that was not. A
+        run's directory remembers them, so that resuming needs no more thought than with a seed.
+        """
         fields = asdict(self)
         del fields["memory_budget"]  # where activations lie does not change them
         return json.loads(json.dumps(fields))

@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,24 @@ MODULE_PREFIX = "spansearch_study_"
 
 @dataclass(frozen=True)
 class Source:
-    """What a run is made of beside its directory: the study file, its seed, and its storage where given."""
+    """What a run is made of beside its directory: the study file, its seed, its storage where given, and the
+    constraints of its search."""
 
     file: Path
     seed: int | None = None
     storage: str | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 def remember_source(directory: Path, source: Source) -> None:
-    """Write down the study file, the seed and the storage of a run, the latter without its password."""
+    """Write down the study file, the seed, the constraints and the storage of a run, without its password."""
     storage = source.storage and without_secrets(source.storage)
-    kept = {"file": str(source.file.resolve()), "seed": source.seed, "storage": storage}
+    kept = {
+        "file": str(source.file.resolve()),
+        "seed": source.seed,
+        "storage": storage,
+        "limits": dict(source.limits),
+    }
     path, about = directory / ABOUT, json.dumps(kept).encode()
     if not path.is_file() or path.read_bytes() != about:
         write_durably(path, about)
@@ -46,7 +54,9 @@ def source_of(directory: Path) -> Source:
     instead = f"STUDY --dir {directory} (from Python: Study.open(file, directory={str(directory)!r}))"
     try:
         about = json.loads((directory / ABOUT).read_bytes())
-        source = Source(Path(about["file"]), about.get("seed"), about.get("storage"))
+        source = Source(
+            Path(about["file"]), about.get("seed"), about.get("storage"), dict(about.get("limits", {}))
+        )
     except FileNotFoundError as error:
         if not (directory / DATABASE).exists():
             raise StudyError(

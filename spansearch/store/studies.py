@@ -89,6 +89,12 @@ def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping
             where += (
                 f" Its seed was {stored['search']['seed']}: give it with --seed, or Study.open(seed=...)."
             )
+        for field in fields:
+            name = field.removeprefix("search.")
+            if field.startswith("search.max_"):
+                had, option = stored["search"].get(name), f"--{name.replace('_', '-')}"
+                said = "not set: leave out" if had is None else f"{had:g}: give it with"
+                where += f" Its {name} was {said} {option}, or in Search({name}=...)."
         raise StudyError(
             f"The study in {directory.absolute()} was created with other inputs; these differ: "
             f"{', '.join(fields)}. Its trials would not be comparable with new ones.{where} Restore what "

@@ -48,6 +48,9 @@ def test_the_group_lists_its_commands_and_an_example(run: Run) -> None:
         ("run", "study.py", "--timeout", "soon"),
         ("run", "study.py", "--timeout", "-3m"),
         ("run", "study.py", "--seed", "-1"),
+        ("run", "study.py", "--max-flops", "110%"),
+        ("run", "study.py", "--max-params", "few"),
+        ("run", "study.py", "--max-score-drop", "-1"),
         ("front", "study.py", "--json", "--csv"),
         ("front", "study.py", "--x", "beauty"),
         ("front", "study.py", "--unknown"),
@@ -245,6 +248,39 @@ def test_run_front_resume(run: Run, study: Path) -> None:
     assert {row["trial"] for row in csv.DictReader(io.StringIO(run("front", study, "--csv").out))} == {
         str(m["trial"]) for m in data["front"]
     }
+
+
+def test_constraints_are_marked_and_said_loudly_where_no_model_fulfils_them(run: Run, study: Path) -> None:
+    some = ("run", study, "--trials", "8", "--dir", "some", "--max-flops", "60%", "--max-score-drop", "0.9")
+    ended = run(*some)
+    assert ended.code == 0, ended.err
+    assert "No model fulfils" not in ended.err
+    assert "score drop at most 0.9, flops at most 60.0% of the teacher's." in ended.out
+    data = json.loads(run("front", "some", "--json").out)
+    for member in data["front"]:
+        row = next(line for line in ended.out.splitlines() if line.split()[:1] == [str(member["trial"])])
+        assert ("yes" if member["feasible"] else "no") in row.split()
+    assert run("run", "some", "--trials", "8").out == ended.out  # the directory remembers them
+    refused = run("run", study, "--dir", "some", "--trials", "9")
+    assert refused.code == 2 and "Its max_flops was 0.6: give it with --max-flops" in refused.err
+
+    ended = run("run", study, "--trials", "3", "--dir", "none", "--max-params", "0.1%")
+    assert ended.code == 0 and ended.err.count("No model fulfils the constraints") == 1
+    near = json.loads(run("front", "none", "--json").out)["constraints"]["nearest"]
+    assert f"The nearest is trial {near['trial']}: it exceeds the parameters by " in ended.err
+    assert near["exceeds"]["max_params"] > 0
+    assert any(line.split()[:1] == [str(near["trial"])] for line in ended.out.splitlines())
+
+
+def test_members_that_cannot_be_told_apart_are_marked(run: Run, study: Path) -> None:
+    ended = run("run", study, "--trials", "12")
+    data = json.loads(run("front", study, "--json").out)["front"]
+    differs = [member["test"]["differs_from_cheaper"] for member in data]
+    assert differs[0] is None and set(differs[1:]) <= {True, False} and False in differs
+    for member, known in zip(data, differs, strict=True):
+        row = next(line for line in ended.out.splitlines() if line.split()[:1] == [str(member["trial"])])
+        assert ("=" in row.split()) == (known is False)
+    assert ended.out.count("cannot be told apart") == 1
 
 
 def test_lines_are_not_broken_however_long(run: Run, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial, TrialState
 
-from spansearch.search import SeededSampler
+import spansearch as ss
+from spansearch.search import SAMPLERS, SeededSampler, inner_samplers
 from spansearch.store import open_storage
 
 SPACE: dict[str, Any] = {
@@ -40,24 +42,27 @@ def storage(path: Any) -> optuna.storages.BaseStorage:
 
 
 def proposals(
-    path: Any, count: int, stops: tuple[int, ...], space: dict[str, Any], seed: int = 3
+    path: Any, count: int, stops: tuple[int, ...], space: dict[str, Any], seed: int = 3, name: str = "tpe"
 ) -> list[dict]:
     """Proposals of a study whose process is replaced before the trials in ``stops``, or within."""
+
+    def sampler() -> SeededSampler:
+        return SeededSampler(space, SEEDS, seed, SAMPLERS[name], lambda params: params["left"] % 4 > 0)
+
     optuna.create_study(study_name="s", storage=storage(path), directions=["minimize"] * 2)
     got: list[dict] = []
     study = None
     for number in range(count):
         if study is None or number in stops:
-            study = optuna.load_study(
-                study_name="s", storage=storage(path), sampler=SeededSampler(space, SEEDS, seed)
-            )
+            study = optuna.load_study(study_name="s", storage=storage(path), sampler=sampler())
         trial = study.ask()
-        if number in stops and number % 2:  # dies with two parameters suggested: taken up under its number
-            for name in list(space)[:2]:
-                trial._suggest(name, space[name])
-            study = optuna.load_study(
-                study_name="s", storage=storage(path), sampler=SeededSampler(space, SEEDS, seed)
-            )
+        if (
+            number in stops and number % 2
+        ):  # dies with one or three parameters suggested: taken up under its number
+            for param in list(space)[: number % 4]:
+                trial._suggest(param, space[param])
+            study = optuna.load_study(study_name="s", storage=storage(path), sampler=sampler())
+            study.get_trials()  # as a run asks for what was left running
             trial = Trial(study, trial._trial_id)
         params = suggest(trial, space)
         tell(study, trial, params)
@@ -65,13 +70,57 @@ def proposals(
     return got
 
 
-def test_stopped_and_resumed_is_the_same_as_uninterrupted(tmp_path: Any) -> None:
-    whole = proposals(tmp_path / "a.db", 20, (), SPACE)
-    broken = proposals(tmp_path / "b.db", 20, (1, 3, 11, 12, 17), SPACE)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_stopped_and_resumed_is_the_same_as_uninterrupted(name: str, tmp_path: Any) -> None:
+    space, count = SPACE, 20
+    if name == "gp":  # a draw takes seconds where much is discrete
+        space, count = {key: SPACE[key] for key in ("left", "right", "family", "width")}, 14
+    whole = proposals(tmp_path / "a.db", count, (), space, name=name)
+    broken = proposals(tmp_path / "b.db", count, (1, 3, 11, 12, 13, 17), space, name=name)
     assert whole == broken
-    assert whole[0] == SEEDS[0]
-    assert len({tuple(p.values()) for p in whole}) > 14
-    assert proposals(tmp_path / "c.db", 12, (), SPACE, seed=4)[1:] != whole[1:12]
+    assert whole[0] == {key: SEEDS[0][key] for key in space}
+    assert len({tuple(p.values()) for p in whole}) > count * 0.7
+    assert proposals(tmp_path / "c.db", 4, (), space, seed=4, name=name)[1:] != whole[1:4]
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "random"])
+@pytest.mark.parametrize("constrained", [False, True])
+def test_what_was_measured_is_learnt_from_and_constraints_are_kept_to(name: str, constrained: bool) -> None:
+    """Also from trials that others proposed, as seeds and compositions are."""
+    study = optuna.create_study(directions=["minimize"] * 2)
+    draw = np.random.default_rng(0)
+    for _ in range(40):
+        left = int(draw.integers(10))
+        params = {
+            "left": left,
+            "right": int(draw.integers(10)),
+            "family": str(draw.choice(SPACE["family"].choices)),
+            "width": float(draw.uniform(0.1, 1.0)),
+            "init": str(draw.choice(SPACE["init"].choices)),
+        }
+        frozen = optuna.trial.create_trial(
+            params=params,
+            distributions=SPACE,
+            values=[left + draw.random() / 10, left + draw.random() / 10],
+            constraints={"a": 5.0 - left, "b": -1.0 - draw.random()} if constrained else None,
+        )
+        study.add_trial(frozen)
+    study.sampler = SeededSampler(SPACE, [], 0, SAMPLERS[name])
+    drawn = []
+    for _ in range(3 if name == "gp" else 10):
+        trial = study.ask()
+        drawn.append(suggest(trial, SPACE)["left"])
+        study.tell(trial, state=TrialState.FAIL)
+    allowed = [left for left in drawn if left >= 5]
+    share = len(allowed) / len(drawn)
+    assert share >= 0.6 if constrained else share <= 0.4, drawn
+
+
+def test_with_a_missing_package_the_sampler_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inner_samplers, "find_spec", lambda name: None if name == "scipy" else name)
+    with pytest.raises(ss.TaskError, match=r"sampler='gp' needs scipy.*pip install scipy"):
+        ss.Search(sampler="gp")
+    assert ss.Search(sampler="nsga2").sampler == "nsga2"
 
 
 def test_nothing_is_carried_from_trial_to_trial(tmp_path: Any) -> None:
