@@ -44,7 +44,7 @@ class Planner:
     ) -> None:
         self.bench, self.space, self.memory = bench, space, memory
         self.constraints = constraints or Constraints({})
-        self._params: dict[Recipe, int] = {}
+        self._parameters: dict[Recipe, int] = {}
 
     @cached_property
     def composer(self) -> Composer:
@@ -87,17 +87,21 @@ class Planner:
         budgets, library = self._budgets(), self.memory.library
         asked = budgets[turn % len(budgets)]
         budget = min(asked, self.constraints.flops)
-        best: tuple[float, Item] | None = None
+        best: tuple[float, dict[str, Any]] | None = None
         for item in library.items:
             plan = self.plan(item.splice, budget)
-            if plan is not None and plan.recipe not in self.memory.seen:
-                score = library.correction.of(plan)
-                if (best is None or score < best[0]) and self._allows(item.splice, plan):
-                    best = (score, item)
-        if best is None:
-            return None
-        one, span = best[1].splice, best[1].span
-        return self.space.encode(span, one.family, self.space.width(one), one.init, asked)
+            if plan is None or plan.recipe in self.memory.seen or plan.recipe in self.memory.failed:
+                continue
+            score = library.correction.of(plan)
+            if (best is None or score < best[0]) and self._allows(item.splice, plan):
+                params = self._params_of(item, asked)
+                if self.space.decode(params) == item.splice:  # sizes may lie between those of widths
+                    best = (score, params)
+        return None if best is None else best[1]
+
+    def _params_of(self, item: Item, budget: float) -> dict[str, Any]:
+        one = item.splice
+        return self.space.encode(item.span, one.family, self.space.width(one), one.init, budget)
 
     def _budgets(self) -> tuple[float, ...]:
         """The budgets whose turn it may be, as proposals ask for them: the most that constraints allow comes
@@ -130,7 +134,7 @@ class Planner:
 
     def _announced(self, which: Recipe) -> int:
         """Parameters of a model before it is fitted."""
-        if which not in self._params:
+        if which not in self._parameters:
             students = {}
             for one in which:
                 kind: Any = family(one.family)
@@ -138,8 +142,8 @@ class Planner:
                 span = self.bench.found[one.start, one.stop]
                 with torch.device("meta"):
                     students[span] = kind.build(span, one.size)
-            self._params[which] = parameter_count(splice(self.bench.teacher, students))
-        return self._params[which]
+            self._parameters[which] = parameter_count(splice(self.bench.teacher, students))
+        return self._parameters[which]
 
 
 def recipe(one: Splice, plan: Plan | None) -> Recipe:

@@ -9,7 +9,6 @@ from study_runs import new, table
 
 import spansearch as ss
 from spansearch.planner import recipe
-from spansearch.search import SAMPLERS
 
 pytestmark = pytest.mark.usefixtures("quiet")
 SEEDS = 8
@@ -20,7 +19,10 @@ def sampled(study: ss.Study) -> list:
     return study.finished()[len(study.optuna.user_attrs["seeds"]) :]
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "gp"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("nsga2", "random")]
+
+
+@pytest.mark.parametrize("name", ["tpe", *SLOW])
 def test_a_stopped_study_makes_the_trials_of_one_that_was_not(name: str, tmp_path: Path) -> None:
     settings = {"sampler": name, "max_flops": 0.6, "families": ("ridge", "lowrank", "thin")}
     whole = new(tmp_path / "a", **settings)
@@ -40,7 +42,7 @@ def test_a_stopped_study_makes_the_trials_of_one_that_was_not(name: str, tmp_pat
             assert trial.constraints["max_flops"] > 0
 
 
-@pytest.mark.parametrize("limit", ["max_flops", "max_params"])
+@pytest.mark.parametrize("limit", ["max_flops", pytest.param("max_params", marks=pytest.mark.slow)])
 def test_proposals_keep_to_what_they_may_cost(limit: str, tmp_path: Path) -> None:
     settings = {"families": ("ridge", "lowrank", "thin", "identity"), "seeds": 2}
     free, bound = new(tmp_path / "free", **settings), new(tmp_path / "b", **settings, **{limit: 0.37})

@@ -36,8 +36,8 @@ def markdown(results: dict[str, Any]) -> str:
         _answers(answers["truncated_to_ridge"], "truncated_to_ridge", "<="),
         "## Thin students of the longest span",
         "Closed form; behind it the same architecture, re-initialised and trained by distillation on the "
-        "same examples for ten times the seconds, its rate found by a range test. The targets of the CNN at "
-        "75, 50 and 25% of the flops are 0.0005, 0.002 and 0.015.",
+        "same examples for ten times the processor seconds, its rate found by a range test. The targets of "
+        "the CNN at 75, 50 and 25% of the flops are 0.0005, 0.002 and 0.015.",
         _thin(answers["thin"]),
         "The same flops with every layer keeping the same share of its features: test divergence over that "
         "of the students above.",
@@ -127,7 +127,7 @@ def _thin(records: Sequence[dict[str, Any]]) -> str:
                 f"{record['width']:g}",
                 share(record["flops_ratio"]),
                 f"{record['test']:.4g}",
-                f"{record['fit_seconds']:.1f}",
+                f"{record['cpu_seconds']:.1f}",
                 f"{other['test']:.4g}" if other else "-",
             ]
         )
@@ -138,7 +138,7 @@ def _thin(records: Sequence[dict[str, Any]]) -> str:
         "width",
         "flops",
         "divergence",
-        "seconds",
+        "CPU seconds",
         "from scratch, 10 x as long",
     ]
     return table(heads, rows)

@@ -70,7 +70,10 @@ def proposals(
     return got
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+SLOW = {"gp": pytest.mark.slow}  # a draw takes seconds where much is discrete
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in SAMPLERS])
 def test_stopped_and_resumed_is_the_same_as_uninterrupted(name: str, tmp_path: Any) -> None:
     space, count = SPACE, 20
     if name == "gp":  # a draw takes seconds where much is discrete
