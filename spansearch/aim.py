@@ -8,6 +8,7 @@ it looks like: p, p* and a are measured.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from spansearch.calibration import Calibration
+from spansearch.cost import parameter_count
 from spansearch.layers import is_layer
-from spansearch.spans import CutPoint
+from spansearch.spans import CutPoint, Spans
 from spansearch.spans.approach import Approach, approached
 
 AFFINE = 1e-3  # relative deviation from a fixed slope that still counts as rounding, in float32
@@ -76,6 +78,12 @@ def find_aim(calibration: Calibration, model: nn.Module, path: str, point: CutPo
         return None
     slope = torch.where(slope.abs() > 1e-6 * slope.abs().max(), slope, torch.zeros_like(slope))
     return Aim(path, point, slope.cpu(), approach.operator)
+
+
+def heaviest(found: Spans, paths: Iterable[str]) -> str | None:
+    """Of the layers that arrive at one cut point the one with most weights, which can do most about it:
+    beside a block's last convolution a 1 x 1 shortcut may arrive there."""
+    return max(paths, key=lambda path: parameter_count(found.leaves[path].module), default=None)
 
 
 def _first(calibration: Calibration, model: nn.Module, approach: Approach) -> Tensor | None:

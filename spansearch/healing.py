@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from spansearch.aim import heaviest
 from spansearch.evidence import Evidence
 from spansearch.layers import is_layer
 from spansearch.refit import corrected
@@ -50,13 +51,17 @@ def healable(found: Spans, every: bool = False) -> list[str]:
 
     Args:
         found: the teacher's spans, at full resolution.
-        every: all linear layers, not only the last one in front of each cut point.
+        every: all linear layers, not only the heaviest of those that arrive at each cut point.
     """
     layers = [path for path, leaf in found.leaves.items() if leaf.mixes and is_layer(leaf.module)]
     if every:
         return layers
-    last = {found.landings[path].name: path for path in layers if path in found.landings}
-    return [path for path in layers if path in set(last.values())]
+    arriving: dict[str, list[str]] = {}
+    for path in layers:
+        if path in found.landings:
+            arriving.setdefault(found.landings[path].name, []).append(path)
+    chosen = {heaviest(found, paths) for paths in arriving.values()}
+    return [path for path in layers if path in chosen]
 
 
 def behind(found: Spans, layers: Iterable[str], point: CutPoint) -> list[str]:

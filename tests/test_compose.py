@@ -240,3 +240,19 @@ def test_layers_inside_torchs_attention_are_healed_and_come_back(norm_first):
         assert torch.equal(at.model(again)(at.x), model(at.x))
     with pytest.raises((KeyError, RuntimeError)):
         Composition.restored([part], {}, teacher)
+
+
+def test_beside_a_shortcut_the_heavier_layer_is_healed():
+    class Down(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.shortcut = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            made = self.two(torch.relu(self.one(x)))
+            return torch.relu(made + self.shortcut(x))  # called last, and the lighter one
+
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), Down(), Down()).eval()
+    paths = healable(find_spans(model, torch.randn(2, 1, 6, 6)).whole)
+    assert paths == ["0", "2.two", "3.two"]

@@ -47,7 +47,8 @@ class Search:
             processes), ``random``.
         max_score_drop: models should not lose more, in units of the score, on validation.
         max_flops, max_params: nor cost more: up to 1 (or "50%") a share of the teacher's, above a number.
-        memory_budget: bytes of activations in memory; more goes to files in the run's directory.
+        memory_budget: bytes of recorded activations in memory, at most half of it, and of the matrices of
+            screening; more activations go to files in the run's directory.
         dtype: in which activations are stored.
 
     Raises:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from spansearch.aim import heaviest
 from spansearch.cost import Cost, parameter_count
 from spansearch.evidence import Evidence
 from spansearch.layers import is_layer, weight_of
@@ -159,9 +160,5 @@ def _aimed(head: Span) -> str | None:
     """The layer that is aimed: of those that land on what is kept the one with most weights."""
     assert head.found is not None
     leaves = head.found.leaves
-    paths = [
-        path
-        for path in head.found.landing_on(head.stop)
-        if leaves[path].ops <= head.plan.ops and is_layer(leaves[path].module)
-    ]
-    return max(paths, key=lambda path: parameter_count(leaves[path].module), default=None)
+    inside = (path for path in head.found.landing_on(head.stop) if leaves[path].ops <= head.plan.ops)
+    return heaviest(head.found, (path for path in inside if is_layer(leaves[path].module)))

@@ -52,9 +52,24 @@ def markdown(results: dict[str, Any]) -> str:
         "passes of the calibration examples through the modules it replaces.",
         _times(answers["times"], teachers),
     ]
+    parts += [
+        "## What was measured",
+        "Figures by kind, of these seeds. The code of spansearch changed while they were taken; `codes` says "
+        "how many teachers and states of it are behind them.",
+        _counted(results["measured"]),
+    ]
     if answers["failed"]:
         parts += ["## Failed", _failed(answers["failed"])]
     return "\n\n".join(parts) + "\n"
+
+
+def _counted(rows: Sequence[dict[str, Any]]) -> str:
+    heads = ["kind", "family", "teacher", "figures", "seeds", "codes"]
+    return table(heads, [[_text(row[head]) for head in heads] for row in rows])
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _families(rows: Sequence[dict[str, Any]], teachers: Sequence[str]) -> str:
@@ -127,7 +142,7 @@ def _thin(records: Sequence[dict[str, Any]]) -> str:
                 f"{record['width']:g}",
                 share(record["flops_ratio"]),
                 f"{record['test']:.4g}",
-                f"{record['cpu_seconds']:.1f}",
+                f"{record['cpu_seconds']:.1f}" if "cpu_seconds" in record else "-",
                 f"{other['test']:.4g}" if other else "-",
             ]
         )

@@ -45,6 +45,26 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
+def counted(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """By kind, family and teacher: how many figures there are, of which seeds, and of how many states of the
+    code: a benchmark of many hours goes on where it was after a change."""
+    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        if record["kind"] != "teacher":
+            groups[record["kind"], record["family"], record["teacher"]].append(record)
+    return [
+        {
+            "kind": kind,
+            "family": name,
+            "teacher": teacher,
+            "figures": len(some),
+            "seeds": sorted({record["seed"] for record in some}),
+            "codes": len({record["made_by"] for record in some if "made_by" in record}),
+        }
+        for (kind, name, teacher), some in sorted(groups.items())
+    ]
+
+
 def best_linear(students: Iterable[Record]) -> dict[tuple[Any, ...], Record]:
     """By teacher, seed and span the linear student of the least validation divergence, whatever its size."""
     return _least(record for record in students if record["family"] in LINEAR)

@@ -24,7 +24,7 @@ from benchmarks.fit_times import time_jobs
 from benchmarks.records import Records, provenance
 from benchmarks.setting import SMALLEST, WIDTHS, Job, Setting, aimed_jobs, start_jobs, student_jobs
 from benchmarks.student_report import markdown
-from benchmarks.student_summary import LINEAR, SMALL, summarise
+from benchmarks.student_summary import LINEAR, SMALL, counted, summarise
 from benchmarks.teachers import task
 from benchmarks.thin import thin_jobs
 from spansearch.cli.terminal import progress_bar
@@ -82,6 +82,7 @@ def write(out: Path, records: Sequence[dict[str, Any]], search: ss.Search) -> No
         "seeds": sorted({record["seed"] for record in records}),
         "settings": search.fingerprint(),
         "teachers": dict(sorted(teachers.items())),
+        "measured": counted(records),
         "answers": summarise([record for record in records if record["kind"] != "teacher"]),
     }
     write_results(out, results, markdown(results))
@@ -99,6 +100,7 @@ def write(out: Path, records: Sequence[dict[str, Any]], search: ss.Search) -> No
     type=click.Choice(KINDS),
     help="Measure these; what is known of others stays in the answers.",
 )
+@click.option("--report", is_flag=True, help="Measure nothing: the answers from what is known.")
 @click.option(
     "--widths", cls=Several, multiple=True, type=click.FloatRange(0, 1, min_open=True), default=WIDTHS
 )
@@ -107,6 +109,7 @@ def main(
     seeds: tuple[int, ...],
     names: tuple[str, ...],
     kinds: tuple[str, ...],
+    report: bool,
     widths: tuple[float, ...],
     out: Path,
     cache: Path,
@@ -118,6 +121,9 @@ def main(
         raise click.BadParameter(f"unknown: {', '.join(unknown)}. Known: {', '.join(sorted(families))}")
     torch.set_num_threads(threads)
     records, search = Records(out.with_suffix(".jsonl")), ss.Search(nested=False)
+    if report:
+        write(out, records.all(), search)
+        chosen = ()
     for teacher in chosen:
         for seed in seeds:
             directory = cache / f"{teacher}_seed{seed}"

@@ -201,6 +201,19 @@ def test_the_answers_by_hand():
     assert geometric_mean([0.0, 3.0]) == 0
 
 
+def test_a_report_measures_nothing_and_says_what_is_known(tmp_path, quick_search):
+    invoke(tmp_path, "--families", "ridge", "--only", "student")
+    before = (tmp_path / "students.jsonl").read_text()
+    assert invoke(tmp_path, "--report").exit_code == 0
+    assert (tmp_path / "students.jsonl").read_text() == before
+    (row,) = (
+        r
+        for r in json.loads((tmp_path / "students.json").read_text())["measured"]
+        if r["family"] == "ridge" and r["kind"] == "student"
+    )
+    assert row["seeds"] == [0, 1] and row["figures"] >= 2 and row["codes"] == 2  # a teacher for each seed
+
+
 def test_a_page_without_figures():
     results = {
         "command": "x",
@@ -208,6 +221,7 @@ def test_a_page_without_figures():
         "versions": {},
         "seeds": [],
         "teachers": {},
+        "measured": [],
         "answers": summarise([]),
     }
     assert "Not measured." in markdown(results)
