@@ -172,18 +172,15 @@ def test_nested_spans_are_solved_where_they_lie():
 
 
 def test_truncated_behind_another_splice():
-    at = known("pre-norm")
-    span = long_span(at, "truncated", 0.5)
-    parts = [Part(span, "truncated", family("truncated").size(span, 0.5))]
-    early = [
-        s
-        for s in at.found.spans
-        if not s.nested and at.found.position(s.stop) <= at.found.position(span.start)
-    ]
-    if early:
-        parts.append(Part(early[0], "ridge", 0))
-    composed = at.compose(*parts)
-    assert at.error(at.model(composed)) < 1
+    at, kind = known("pre-norm"), family("truncated")
+    top = [span for span in at.found.spans if not span.nested]
+    early = min(top, key=lambda span: (at.found.position(span.stop), -at.found.position(span.start)))
+    behind = (s for s in top if at.found.position(s.start) >= at.found.position(early.stop))
+    span = max((s for s in behind if kind.refuses(s) is None), key=lambda s: s.flops)
+    size = kind.size(span, 0.5)
+    composed = at.compose(Part(early, "lowrank", 2), Part(span, "truncated", size), healing=False)
+    apart = {early: family("lowrank").solve(early, 2, at.evidence), span: kind.solve(span, size, at.evidence)}
+    assert at.error(at.model(composed)) < at.error(splice(at.teacher, apart).eval())
 
 
 @pytest.mark.parametrize("kind", KINDS)
