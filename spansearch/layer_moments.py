@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spansearch.calibration import PARTS, Calibration, Ran
+from spansearch.calibration import PARTS, Calibration, Ran, ReachedError
 from spansearch.layers import Layer, features, is_layer, targets, weight_of
 from spansearch.linear_map_choice import linear_map
 from spansearch.moments import Moments
@@ -32,6 +32,8 @@ def layer_moments(calibration: Calibration, model: nn.Module, path: str, teacher
     models = (model,) if model is teacher else (model, teacher)
     with ExitStack() as stack:
         read, made = (watched(stack, at) for at in (layer, original))
+        for at in dict.fromkeys((layer, original)):  # what is computed behind it is not asked for
+            stack.callback(at.register_forward_hook(_reached).remove)
         passes = ((ran, read.pop()[0], made.pop()[1]) for ran in calibration.run(*models))
         return gathered(layer, passes, calibration.device)
 
@@ -75,6 +77,10 @@ def watched(stack: ExitStack, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
 
     stack.callback(module.register_forward_hook(after, prepend=True, with_kwargs=True).remove)
     return seen
+
+
+def _reached(*_: Any) -> None:
+    raise ReachedError
 
 
 def _examples_first(layer: Layer, t: Tensor, examples: int) -> Tensor:

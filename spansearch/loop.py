@@ -19,6 +19,7 @@ from spansearch.proposal import Proposals
 from spansearch.recipe import Splice, described
 from spansearch.search import SAMPLERS, Constraints, SeededSampler, Space, predicted_front
 from spansearch.store import StudentFiles, require_same_teacher
+from spansearch.students import family
 from spansearch.sufficiency import calibration_examples, sufficiency
 from spansearch.trials import FINISHED, duplicate, remember, settled, streak, suggest, tell
 from spansearch.workbench import Workbench
@@ -170,17 +171,15 @@ class Loop:
             log.info("%s: the family %s fits no span and is left out: %s", self.name, name, reason)
         self.bench.require_legal_span(self.space.spans)
         self.bench.recording  # noqa: B018  # now, not in the middle of the first fit
-        if "seeds" not in study.user_attrs:
-            self.bench.screening.all(track=self.bench.track)
-            flops = teacher.teacher_cost.flops
-            seeds = predicted_front(self.space, self.bench.screening, flops, self.bench.refusal)
-            study.set_user_attr("seeds", seeds)
-            self._tell_of_data(seeds)
         self.memory = remember(study, self.bench.found)
         for span_name in self.memory.refused:
             self.space.refuse(span_name)
         self.constraints = Constraints.of(self.space.settings.fingerprint(), study.user_attrs["teacher"])
         self.planner = Planner(self.bench, self.space, self.memory, self.constraints)
+        if "seeds" not in study.user_attrs:
+            seeds = self._seeds()
+            study.set_user_attr("seeds", seeds)
+            self._tell_of_data(seeds)
         if self.space.settings.compose:
             self._measure_what_is_missed()
         study.sampler = SeededSampler(
@@ -194,6 +193,14 @@ class Loop:
         self.rates = Rates(study.user_attrs.get("rates", {}))
         settings = self.space.settings
         self.proposals = Proposals(self.bench, self.space, settings, self.files, self.memory, self.rates)
+
+    def _seeds(self) -> list[dict[str, Any]]:
+        """What is tried first. Closed forms may break constraints: they teach what compositions are made of;
+        what is fitted by gradient takes too long for that."""
+        self.bench.screening.all(track=self.bench.track)
+        flops = self.bench.validation.teacher_cost.flops
+        seeds = predicted_front(self.space, self.bench.screening, flops, self.bench.refusal)
+        return [one for one in seeds if not family(one["family"]).gradient or self.planner.is_worthwhile(one)]
 
     def _measure_what_is_missed(self) -> None:
         """What compositions are chosen by; kept with the study, as it costs some passes for every layer."""

@@ -114,3 +114,13 @@ def test_a_directory_remembers_the_constraints(tmp_path: Path) -> None:
     assert again.run(3) == "done"
     with pytest.raises(ss.StudyError, match=r"Its max_flops was 0\.6"):
         ss.Study.open(file, directory=tmp_path / "d").run(4)
+
+
+def test_students_fitted_by_gradient_do_not_open_a_search_that_cannot_use_them(tmp_path: Path) -> None:
+    def opening(**limits: float) -> list[str]:
+        study = new(tmp_path / str(len(limits)), "cnn", families=("ridge", "conv"), nested=False, **limits)
+        study.run(1)
+        return [seed["family"] for seed in study.optuna.user_attrs["seeds"]]
+
+    free, bound = opening(), opening(max_flops=0.02)
+    assert bound.count("conv") < free.count("conv") and bound.count("ridge") == free.count("ridge")

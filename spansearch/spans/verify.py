@@ -114,7 +114,8 @@ class Verifier:
                 raise SpanError(
                     f"{span.name}: {span.stop.name} also depends on something that does not run through "
                     f"{span.start.name}: another input with the same {span.start.name} changes it. A value "
-                    "passes by outside autograd (detach, argmax, .item(), an if on a value)."
+                    "passes by outside autograd (detach, argmax, .item(), an if on a value, a mask that the "
+                    "model makes from its input, as ids == 0: take that as an argument of forward instead)."
                 )
 
     def _check_outflow(self, span: Span, taps: dict[str, Tap]) -> None:
