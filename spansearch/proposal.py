@@ -24,7 +24,7 @@ from spansearch.search import Search, Space, audited
 from spansearch.search.composing import Plan
 from spansearch.spans import Span, splice
 from spansearch.store import StudentFiles
-from spansearch.students import Fitted, family, student_cost
+from spansearch.students import Fitted, family, student_cost, width_of
 from spansearch.workbench import Workbench
 
 HEALS = 5.0  # healing lowers the divergence about so many times at best
@@ -109,7 +109,9 @@ class Proposals:
         """Write down what is needed to build a model again, and what a person wants to know of it."""
         spans = [self.bench.found[each.start, each.stop] for each in recipe]
         details["student_params"] = [parameter_count(composed.students[span]) for span in spans]
-        details["widths"] = [_width(each, span) for each, span in zip(recipe, spans, strict=True)]
+        details["widths"] = [
+            width_of(each.family, span, each.size) for each, span in zip(recipe, spans, strict=True)
+        ]
         details["main"] = main
         if composed.steps:
             details["healed"] = [step.to_json() for step in composed.steps]
@@ -204,12 +206,6 @@ def _of_fit(fitted: Fitted) -> dict[str, Any]:
         said["depth"] = fitted.depth
         said["growth"] = [step.to_json() for step in fitted.growth]
     return said
-
-
-def _width(one: Splice, span: Span) -> float:
-    """A student's size as a share of what width 1 gives in its span; 1 where it has no sizes."""
-    kind = family(one.family)
-    return one.size / kind.size(span, 1.0) if kind.sized else 1.0
 
 
 def rebuild(bench: Workbench, files: StudentFiles, recipe: Recipe, entry: Mapping[str, Any]) -> nn.Module:

@@ -91,7 +91,7 @@ class Screening:
         """Errors of ranks are solved when first asked for: for a source that is freed, before it is."""
         for (start, stop, linear), path in self._solved.items():
             if start == source.start.name and source.maps.get(stop) == linear:
-                path.rank_errors  # noqa: B018
+                path.rank_errors  # noqa: B018  # a cached property: solves them now
 
     def _source(self, span: Span, kernel: int) -> Source:
         """The source that serves a span: with it, other stops of the same start and reading."""

@@ -18,7 +18,7 @@ from spansearch.recipe import Splice
 from spansearch.search.settings import Search
 from spansearch.search.sizes import Sizes
 from spansearch.spans import CutPoint, Span, Spans
-from spansearch.students import Init, family
+from spansearch.students import Init, family, width_of
 
 LEAST, STEP = 0.05, 0.05
 """Of the budgets that are tried, shares of the teacher's flops."""
@@ -86,9 +86,8 @@ class Space:
         }
 
     def width(self, splice: Splice) -> float:
-        """A splice's size as a share of what width 1 gives its family there; 1 where it has no sizes."""
-        kind = family(splice.family)
-        return splice.size / kind.size(self.span(splice), 1.0) if kind.sized else 1.0
+        """The width of a splice's student in its span, from its size."""
+        return width_of(splice.family, self.span(splice), splice.size)
 
     def span(self, splice: Splice) -> Span:
         """The span of a splice; SpanError where this space has none of that name."""

@@ -25,6 +25,7 @@ from spansearch.students.base import (
     register,
     restored,
     student_cost,
+    width_of,
 )
 from spansearch.students.fitting import Fitted, Growth, fit_student
 
@@ -54,4 +55,5 @@ __all__ = [
     "student_cost",
     "thin",
     "truncated",
+    "width_of",
 ]

@@ -182,6 +182,12 @@ def misfit(name: str, span: Span, depth: int = 1) -> str | None:
     return reason
 
 
+def width_of(name: str, span: Span, size: int) -> float:
+    """A student's size as a share of what width 1 gives its family in a span; 1 where it has no sizes."""
+    kind = family(name)
+    return size / kind.size(span, 1.0) if kind.sized else 1.0
+
+
 def refusal(name: str, span: Span, size: int, depth: int = 1) -> str | None:
     """Why a student is not worth building: it does not fit the span, or costs as much as the span."""
     reason = misfit(name, span, depth)

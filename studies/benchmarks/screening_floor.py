@@ -47,7 +47,7 @@ def screened(recording: Recording, spans: Sequence[Span], memory_budget: int) ->
         paths = [screening.path(span) for span in group]
         solved = time.perf_counter() - started
         for path in paths:
-            path.rank_errors  # noqa: B018
+            path.rank_errors  # noqa: B018  # a cached property: solves them now
         seconds = time.perf_counter() - started
         after = _probe(), product_rate(recording, group)
         probe, rate = ((x + y) / 2 for x, y in zip(before, after, strict=True))

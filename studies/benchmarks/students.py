@@ -79,6 +79,7 @@ def write(out: Path, records: Sequence[dict[str, Any]], search: ss.Search) -> No
         teachers.setdefault(record["teacher"], []).append(record)
     results = {
         **provenance(),
+        "command": "python studies/benchmarks/students.py",  # measures all of it, wherever it was cut off
         "seeds": sorted({record["seed"] for record in records}),
         "settings": search.fingerprint(),
         "teachers": dict(sorted(teachers.items())),

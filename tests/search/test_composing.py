@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from residual_mlp import ResidualMLP
 
 from spansearch.recipe import Splice
 from spansearch.search.composing import Composer, Correction, Item, Library, Plan
@@ -18,26 +18,11 @@ from spansearch.spans import Spans, find_spans
 from spansearch.spans.hidden import share
 
 
-class Blocks(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(4)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = torch.relu(x + block(x))
-        return self.head(x)
-
-
 @cache
 def found() -> Spans:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        return find_spans(Blocks().eval(), torch.randn(4, 6)).whole
+        return find_spans(ResidualMLP(4, 16).eval(), torch.randn(4, 6)).whole
 
 
 def composer(scales: tuple[float, ...] = (1.0, 0.1, 0.01, 0.001)) -> Composer:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from residual_mlp import ResidualMLP
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "spans"))
@@ -27,30 +28,19 @@ from spansearch.students.allocation import allocated, between, missed
 from spansearch.students.thin import Thin, backward, thinned
 
 
-class Uneven(nn.Module):
-    """Two residual blocks; what the second one adds hardly matters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 8)) for _ in range(2)
-        )
-        with torch.no_grad():
-            self.blocks[1][2].weight.mul_(0.02)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = torch.relu(x + block(x))
-        return self.head(x)
+def two_blocks() -> nn.Module:
+    """What the second one adds hardly matters."""
+    model = ResidualMLP(2, 24)
+    with torch.no_grad():
+        model.blocks[1].get_submodule("2").weight.mul_(0.02)
+    return model.eval()
 
 
 @cache
 def uneven() -> tuple[nn.Module, Span, Evidence, torch.Tensor]:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        teacher, x = Uneven().eval(), torch.randn(160, 6)
+        teacher, x = two_blocks(), torch.randn(160, 6)
     span = find_spans(teacher, x[:4])["stem", "head"]
     assert span.found is not None and [hidden.groups for hidden in span.hidden] == [24, 24]
     at = calibration(x)
