@@ -102,6 +102,18 @@ def _mixed(outcomes: Sequence[Outcome]) -> list[Recipe]:
     return list(recipes)
 
 
+def width_jobs(setting: Setting) -> list[Job]:
+    """The longest span thinned, its widths shared out and even."""
+    jobs = [job for job in thin_jobs(setting) if job.names["kind"] in ("thin", "even")]
+    spans = {span.name: span for span in setting.bench.spans}
+    return [
+        job
+        for job in jobs
+        if job.names["size"]
+        in [family("thin").size(spans[job.names["span"]], width) for width in THIN_WIDTHS]
+    ]
+
+
 def order_jobs(setting: Setting, known: Sequence[Record]) -> list[Job]:
     """Some of the study's compositions, in order and apart."""
     recipes = [from_json(one) for record in known for one in record["compositions"]]
@@ -146,9 +158,7 @@ def run(setting: Setting, kinds: Sequence[str], trials: int) -> None:
     """Measure what is not known yet, what takes longest last."""
     setting.records.add({**setting.about(), "made_by": setting.made_by})
     if "widths" in kinds:
-        jobs = [job for job in thin_jobs(setting) if job.names["kind"] in ("thin", "even")]
-        wanted = {family("thin").size(span, w) for span in setting.bench.spans for w in THIN_WIDTHS}
-        measured(setting, [job for job in jobs if job.names["size"] in wanted], "widths")
+        measured(setting, width_jobs(setting), "widths")
     if {"study", "order"} & set(kinds):
         known = measured(setting, study_jobs(setting, trials), "study")
         if "order" in kinds:

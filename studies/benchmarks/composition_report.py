@@ -124,7 +124,8 @@ def markdown(results: dict[str, Any]) -> str:
         "## Refitted and healed in order against fitted apart",
         f"The study's compositions at {budgets} of the flops, in the order in which it tried them: test "
         "divergence of the same splices fitted apart over that in order, geometric mean over compositions "
-        f"and seeds, in brackets the least and the largest of the seeds'. {LEAST_COMPOSITIONS} a seed are wanted.",
+        "and seeds, in brackets the least and the largest of the seeds'. "
+        f"{LEAST_COMPOSITIONS} a seed are wanted.",
         _order(answers["order"]),
         _compositions(answers["compositions"]),
     ]
