@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from spansearch.aim import heaviest
+from spansearch.correction import corrected
 from spansearch.evidence import Evidence
 from spansearch.layers import is_layer
-from spansearch.refit import corrected
 from spansearch.spans import CutPoint, Spans
 from spansearch.walk import Walk
+from spansearch.walk_moments import missing_moments
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def heal(walk: Walk, evidence: Evidence, paths: Iterable[str]) -> list[Healed]:
         aim = evidence.aim(path, found.landings.get(path))
         layer = copy.deepcopy(walk.edited.get_submodule(path))
         assert is_layer(layer)
-        errors = corrected(layer, walk.moments(path, aim), None if aim is None else aim.slope)
+        errors = corrected(layer, missing_moments(walk, path, aim), None if aim is None else aim.slope)
         done.append(Healed(path, *errors))
         if done[-1].kept:
             walk.edit({path: layer}, {})

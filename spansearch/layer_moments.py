@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,11 +17,14 @@ from spansearch.moments import Moments
 BLOCK = 64 * 2**20  # bytes of features unfolded at once
 
 Pair = tuple[Moments, Moments]
-"""Of the fit and of the held-out examples; the targets are called ``y``."""
+"""Of the fit and of the held-out examples."""
+Pass = tuple[Ran, Tensor, Mapping[str, Tensor]]
+"""A batch: what a layer reads, and by name what it should return or lacks."""
+TARGET = "y"
 
 
 def layer_moments(calibration: Calibration, model: nn.Module, path: str, teacher: nn.Module) -> Pair:
-    """Moments of a layer's input in a model and of what the same layer returns in the teacher.
+    """Moments of a layer's input in a model and of what the same layer returns in the teacher, ``y``.
 
     Args:
         model: the teacher itself, or an edited copy of it in which the layer still returns as many features.
@@ -33,22 +36,35 @@ def layer_moments(calibration: Calibration, model: nn.Module, path: str, teacher
     with ExitStack() as stack:
         read, made = (watched(stack, at) for at in (layer, original))
         for at in dict.fromkeys((layer, original)):  # what is computed behind it is not asked for
-            stack.callback(at.register_forward_hook(_reached).remove)
-        passes = ((ran, read.pop()[0], made.pop()[1]) for ran in calibration.run(*models))
+            ended_by(stack, at)
+        passes = ((ran, read.pop()[0], {TARGET: made.pop()[1]}) for ran in calibration.run(*models))
         return gathered(layer, passes, calibration.device)
 
 
-def gathered(layer: Layer, passes: Iterator[tuple[Ran, Tensor, Tensor]], device: torch.device | str) -> Pair:
-    """Moments of a layer from what it reads and should return, batch after batch."""
+def gathered(
+    layer: Layer,
+    passes: Iterator[Pass],
+    device: torch.device | str,
+    names: Sequence[str] = (TARGET,),
+    dtype: torch.dtype = torch.float64,
+) -> Pair:
+    """Moments of a layer from what it reads and should return, batch after batch.
+
+    Args:
+        names: of the targets.
+        dtype: of the products, as in Moments.
+    """
     q, d = weight_of(layer).shape
-    maps = {"y": linear_map((d,), "vector", (q,), "vector")}
+    maps = {name: linear_map((d,), "vector", (q,), "vector") for name in names}
     place = device if torch.device(device).type == "cuda" else "cpu"
-    pair = Moments(maps, device=place), Moments(maps, device=place)
-    for ran, *both in passes:
-        x, y = (_examples_first(layer, t, len(ran.held)) for t in both)
+    pair = Moments(maps, dtype, place), Moments(maps, dtype, place)
+    for ran, read, given in passes:
+        x = _examples_first(layer, read, len(ran.held))
+        ys = {name: _examples_first(layer, y, len(ran.held)) for name, y in given.items()}
         for part, moments in zip(PARTS, pair, strict=True):
             some = ran.part(part).to(x.device)
-            _add(moments, layer, x[some], y[some], _positions(ran, x, some))
+            rows = {name: y[some] for name, y in ys.items()}
+            _add(moments, layer, x[some], rows, _positions(ran, x, some))
     return pair
 
 
@@ -79,8 +95,13 @@ def watched(stack: ExitStack, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
     return seen
 
 
-def _reached(*_: Any) -> None:
-    raise ReachedError
+def ended_by(stack: ExitStack, module: nn.Module) -> None:
+    """Passes end behind a module."""
+
+    def reached(*_: Any) -> None:
+        raise ReachedError
+
+    stack.callback(module.register_forward_hook(reached).remove)
 
 
 def _examples_first(layer: Layer, t: Tensor, examples: int) -> Tensor:
@@ -98,12 +119,13 @@ def _positions(ran: Ran, x: Tensor, some: Tensor) -> Tensor | None:
     return mask[some].reshape(-1) if mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape else None
 
 
-def _add(moments: Moments, layer: Layer, x: Tensor, y: Tensor, keep: Tensor | None) -> None:
+def _add(moments: Moments, layer: Layer, x: Tensor, ys: Mapping[str, Tensor], keep: Tensor | None) -> None:
     if not len(x):
         return
-    rows = targets(layer, y[:1]).shape[0]
+    rows = targets(layer, next(iter(ys.values()))[:1]).shape[0]
     step = max(1, BLOCK // max(1, 8 * rows * len(moments.mean_x)))
     for first in range(0, len(x), step):
         some = slice(first, first + step)
         kept = None if keep is None else keep[first * rows : (first + step) * rows]
-        moments.add(features(layer, x[some].float()), {"y": targets(layer, y[some])}, kept)
+        wanted = {name: targets(layer, y[some]) for name, y in ys.items()}
+        moments.add(features(layer, x[some].float()), wanted, kept)

@@ -18,7 +18,7 @@ from spansearch.linear_map_choice import linear_map
 from spansearch.linear_maps import LinearMap
 
 _FLOAT64 = torch.float64
-_STRIP = 256  # columns of the Gram matrix at once: of what is left of its diagonal nothing is multiplied
+_STRIP = 128  # columns of the Gram matrix at once: of what is left of its diagonal nothing is multiplied
 
 
 class Moments:

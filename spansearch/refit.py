@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
 from spansearch.layer_moments import Pair
-from spansearch.layers import Layer, set_weight, weight_of
-from spansearch.moments import Decomposition, Moments
-from spansearch.ridge import STRENGTHS, RidgePath, solve_span
-
-CLOSER = (*STRENGTHS, 1e2, 1e3)
-"""Strengths for a layer that is to stay near its own weights."""
+from spansearch.layers import Layer, set_weight
+from spansearch.moments import Decomposition
+from spansearch.ridge import RidgePath, solve_span
 
 
 @torch.no_grad()
@@ -37,38 +32,6 @@ def refit(layer: Layer, pair: Pair, own: Tensor, own_bias: Tensor | None, slope:
     _put(layer, ridge, scale, own, bias)
 
 
-@torch.no_grad()
-def corrected(layer: Layer, pair: Pair, slope: Tensor | None) -> tuple[float, float]:
-    """Correct a layer's weight and bias, in place, where that lowers the error on the held-out part.
-
-    The correction is shrunk towards nothing, its strength chosen on the held-out part.
-
-    Args:
-        pair, slope: as in ``refit``.
-
-    Returns:
-        The held-out squared errors of ``slope`` times its output before and after, relative to what the fit
-        part's mean gets; the same where it was left as it is.
-    """
-    fit, held = pair
-    own = weight_of(layer).to(fit.gram)
-    scale = (torch.ones(len(own)) if slope is None else slope).to(fit.gram)
-    bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.to(scale)
-    ridge = solve_span(Decomposition(fit, held), "y", strengths=CLOSER, priors={"own": own * scale[:, None]})
-    whole = squared_error(held, torch.zeros_like(own), fit.mean_y) or 1.0
-    before = squared_error(held, own * scale[:, None], bias * scale) / whole
-    tried = copy.deepcopy(layer)  # as a layer holds it: half precision rounds
-    _put(tried, ridge, scale, own, bias)
-    assert tried.bias is not None
-    after = (
-        squared_error(held, weight_of(tried).to(own) * scale[:, None], tried.bias.to(scale) * scale) / whole
-    )
-    if not after < before:
-        return before, before
-    _put(layer, ridge, scale, own, bias)
-    return before, after
-
-
 def _put(layer: Layer, ridge: RidgePath, scale: Tensor, own: Tensor, bias: Tensor) -> None:
     """What was solved for ``scale`` times the output; outputs that do not arrive keep their own weights."""
     arrives = scale != 0
@@ -77,15 +40,3 @@ def _put(layer: Layer, ridge: RidgePath, scale: Tensor, own: Tensor, bias: Tenso
         torch.where(arrives[:, None], ridge.weight / scale[:, None], own),
         torch.where(arrives, ridge.bias / scale, bias.to(scale)),
     )
-
-
-def squared_error(moments: Moments, weight: Tensor, bias: Tensor) -> float:
-    """Sum over the rows of ||y - W x - b||^2.
-
-    Args:
-        weight, bias: (q, d) and (q,), float64.
-    """
-    centred = moments.square.sum() - 2 * (weight.T * moments.cross).sum()
-    centred = centred + ((weight @ moments.gram) * weight).sum()
-    shift = moments.mean_y - weight @ moments.mean_x - bias
-    return max(0.0, float(centred + moments.count * shift.square().sum()))

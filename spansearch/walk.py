@@ -3,21 +3,17 @@ of it that is edited on the way. What lies in front of the cut point that was re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spansearch.aim import Aim
 from spansearch.calibration import PARTS, Calibration, Part, Ran, ReachedError
 from spansearch.errors import SpanError
-from spansearch.layer_moments import Pair, gathered, watched
-from spansearch.layers import is_layer
 from spansearch.spans import CutPoint, InPlace, Span, Spans, copy_model, overlap, splice
-from spansearch.spans.approach import Approach, approached
 from spansearch.spans.hidden import put
 from spansearch.spans.inplace import still_read
 from spansearch.spans.slots import Slot
@@ -62,6 +58,7 @@ class Walk:
         self.at: CutPoint | None = None
         self._students: dict[Span, nn.Module] = {}  # those that run from here on
         self._came: dict[str, list[Tensor]] = {}
+        self._ahead: tuple[CutPoint, list[Tensor]] | None = None  # what the teacher has at a later cut point
         self._running: dict[str, nn.Module] = {}  # the models as they run from here on
         # what slots know of sizes, by model and path: asking costs more than a pass
         self._sizes: dict[tuple[str, str], Any] = {}
@@ -82,7 +79,7 @@ class Walk:
         """Batch after batch, what the teacher returns with other modules and numbers behind where it is."""
         model = copy_model(self.teacher)
         put(model, modules, attributes)
-        yield from self._run({"tried": self._from_here("teacher", model)})
+        yield from self.run({"tried": self._from_here("teacher", model)})
 
     def replace(self, span: Span, student: nn.Module) -> None:
         """Put a student in the place of a span of the edited model, which is not to lie behind."""
@@ -98,12 +95,12 @@ class Walk:
         """What the edited model has at a cut point, (n, *shape) on the CPU, of the examples of each part."""
         if self.edited is None:
             self.edit({}, {})
-        model = self._models()["edited"]
+        model = self.models()["edited"]
         tap = Tap(still_read(point, tuple(self._students)))
         came: dict[Part, list[Tensor]] = {part: [] for part in PARTS}
         with ExitStack() as stack:
             stack.callback(tap.attach(model).remove)
-            for ran in self._run({"edited": model}):
+            for ran in self.run({"edited": model}):
                 value = _came_by(tap, point)
                 tap.rewind()
                 for part in PARTS:
@@ -113,17 +110,18 @@ class Walk:
     def advance(self, point: CutPoint) -> None:
         """Go on to a cut point of the whole network; nothing where it lies behind, no span leads there from
         the first one, or the teacher does not come to the same output from there."""
-        if self._behind(point) or self._prefix(point) is None or not self.starts.get(point.name, True):
+        if not self._leads_to(point):
             return
         places = {"teacher": point, "edited": still_read(point, tuple(self._students))}
-        taps = {name: Tap(places[name]) for name in self._names}
-        came: dict[str, list[Tensor]] = {name: [] for name in taps}
-        models = self._models()
+        models, came = self.models(), self._seen_ahead(point)
+        models = {name: model for name, model in models.items() if name not in came}
+        taps = {name: Tap(places[name]) for name in models}
+        came.update({name: [] for name in taps})
         with ExitStack() as stack:
             for name, tap in taps.items():
                 stack.callback(tap.attach(models[name]).remove)
-                stack.callback(_stop_at(places[name], models[name]).remove)
-            for _ in self._run(models):
+                stack.callback(stop_at(places[name], models[name]).remove)
+            for _ in self.run(models):
                 for name, tap in taps.items():
                     came[name].append(_came_by(tap, point))
                     tap.rewind()
@@ -133,56 +131,36 @@ class Walk:
             self.starts[point.name] = self._same_from(passed, came["teacher"])
             if not self.starts[point.name]:
                 return
-        self.at, self._came, self._running = point, came, {}
+        self.at, self._came, self._running, self._ahead = point, came, {}, None
         left = {span: one for span, one in self._students.items() if not overlap(span, passed)}
         self._students = left
 
-    def moments(self, path: str, aim: Aim | None, target: CutPoint | None = None) -> Pair:
-        """Moments of what a layer of the edited model reads and of what it should return.
+    @contextmanager
+    def looking_ahead(self, point: CutPoint) -> Iterator[Callable[[], None]]:
+        """Keeps what the teacher has at a cut point while it runs for something else, if the walk may go
+        there next. What it hands out is to be called behind every batch."""
+        if not self._leads_to(point):
+            yield lambda: None
+            return
+        tap, came = Tap(point), list[Tensor]()
 
-        Args:
-            aim: its way to a cut point, for the model to come there to where the teacher is at ``target``
-                (by default at the same cut point); the targets are ``aim.slope`` times what it should return.
-                None: it should return what it returns in the teacher.
-        """
-        models = self._models()
-        own = models.get("edited", models["teacher"])
-        layer, original = own.get_submodule(path), models["teacher"].get_submodule(path)
-        assert is_layer(layer)
-        with ExitStack() as stack:
-            read, made = watched(stack, layer), watched(stack, original)
-            if aim is None:
-                passes = ((ran, read.pop()[0], made.pop()[1]) for ran in self._run(models))
-                return gathered(layer, passes, self.calibration.device)
-            here, there = Approach(aim.point), Approach(target or aim.point)
-            stack.enter_context(approached([(own, here), (models["teacher"], there)]))
-            if target is None:
-                stack.callback(_stop_at(aim.point, own).remove)
-                if own is not models["teacher"]:
-                    stack.callback(_stop_at(aim.point, models["teacher"]).remove)
-            return gathered(
-                layer, self._aimed(models, layer, read, here, there, aim), self.calibration.device
-            )
+        def keep() -> None:
+            if tap.value is not None:
+                came.append(tap.value)
+            tap.rewind()
 
-    def _aimed(
-        self,
-        models: Mapping[str, nn.Module],
-        layer: nn.Module,
-        read: list[tuple[Tensor, Tensor]],
-        here: Approach,
-        there: Approach,
-        aim: Aim,
-    ) -> Iterator[tuple[Ran, Tensor, Tensor]]:
-        for ran in self._run(models):
-            x, made = read.pop()
-            if here.value is None or there.value is None:
-                raise SpanError(f"A calibration batch does not come by cut point {aim.point.name}.")
-            slope = aim.slope.to(made.device, torch.float32)  # a half-precision slope would cost digits
-            if not isinstance(layer, nn.Linear):
-                slope = slope.view(-1, *[1] * (made.ndim - 2))
-            yield ran, x, slope * made + (there.value.float() - here.value.float())
-            here.rewind()
-            there.rewind()
+        handle = tap.attach(self.models()["teacher"])
+        try:
+            yield keep
+        finally:
+            handle.remove()
+        self._ahead = point, came
+
+    def _seen_ahead(self, point: CutPoint) -> dict[str, list[Tensor]]:
+        """What the teacher has at a cut point, if that was kept."""
+        if self._ahead is None or self._ahead[0] != point:
+            return {}
+        return {"teacher": self._ahead[1]}
 
     def _same_from(self, passed: Span, came: list[Tensor]) -> bool:
         """Does the teacher return the same where a pass starts behind a span, with what came there?
@@ -204,7 +182,7 @@ class Walk:
     def _names(self) -> tuple[str, ...]:
         return ("teacher",) if self.edited is None else ("teacher", "edited")
 
-    def _models(self) -> dict[str, nn.Module]:
+    def models(self) -> dict[str, nn.Module]:
         """The models as they run from here on."""
         for name in self._names:
             if name not in self._running:
@@ -228,7 +206,8 @@ class Walk:
                 module.known_sizes = self._sizes.setdefault((name, path), module.known_sizes)
         return model
 
-    def _run(self, models: Mapping[str, nn.Module]) -> Iterator[Ran]:
+    def run(self, models: Mapping[str, nn.Module]) -> Iterator[Ran]:
+        """Batch after batch, some of ``models()`` run from where they are."""
         feeds = [m for model in models.values() for m in model.modules() if isinstance(m, _Feed)]
         for feed in feeds:
             feed.number = 0
@@ -236,6 +215,11 @@ class Walk:
             yield ran
             for feed in feeds:
                 feed.number = ran.number + 1
+
+    def _leads_to(self, point: CutPoint) -> bool:
+        """May it go there, as far as is known?"""
+        known = self.starts.get(point.name, True)
+        return known and not self._behind(point) and self._prefix(point) is not None
 
     def _behind(self, point: CutPoint) -> bool:
         """Is it where the models are, or in front of that?"""
@@ -266,8 +250,8 @@ def _came_by(tap: Tap, point: CutPoint) -> Tensor:
     return tap.value
 
 
-def _stop_at(point: CutPoint, model: nn.Module) -> Any:
-    """A hook that ends a pass once the activation is there; returns its handle."""
+def stop_at(point: CutPoint, model: nn.Module) -> Any:
+    """A hook on a model that ends its passes once the activation is there; returns its handle."""
     place = point.places[0]
     module, seen = model.get_submodule(place.path), [0]
 

@@ -23,6 +23,7 @@ from spansearch.calibration import Calibration
 from spansearch.layer_moments import Pair
 from spansearch.spans import CutPoint, Hidden, Spans, find_spans
 from spansearch.walk import Walk
+from spansearch.walk_moments import moments
 
 
 def aimed(walk: Walk, path: str, point: CutPoint) -> Aim | None:
@@ -90,7 +91,7 @@ def along(at: Calibration, teacher: nn.Module, found: Spans) -> int:
             went += walk.at == before
         landing = found.landings.get(hidden.reader)
         aim = aimed(still, hidden.reader, landing) if landing is not None else None
-        equal(walk.moments(hidden.reader, aim), still.moments(hidden.reader, aim))
+        equal(moments(walk, hidden.reader, aim), moments(still, hidden.reader, aim))
         thinner(walk, hidden)
         thinner(still, hidden)
     assert still.at is None
@@ -124,7 +125,7 @@ def test_also_where_features_at_the_cut_point_were_let_go():
     cut = next(point for point in found.cuts if point.name == "1")
     walks[0].advance(cut)
     assert walks[0].at == cut and walks[0]._came["edited"][0].shape == (15, 3)
-    equal(walks[0].moments("2", None), walks[1].moments("2", None))
+    equal(moments(walks[0], "2", None), moments(walks[1], "2", None))
 
 
 def test_a_module_called_several_times_is_no_place_to_begin():
@@ -148,7 +149,7 @@ def test_what_lies_in_front_does_not_run_again():
     handle = teacher[0].fc1.register_forward_hook(lambda *_: ran.append(1))
     walk.advance(next(p for p in found.cuts if p.name in ("1", "2:input", "2.fc1:input")))
     went = len(ran)
-    walk.moments("2.fc2", None)
+    moments(walk, "2.fc2", None)
     handle.remove()
     # two batches, and the first again to see that the walk may start there
     assert walk.at is not None and (went, len(ran)) == (3, 3)
@@ -164,7 +165,7 @@ def test_another_target_is_where_the_teacher_is_there():
     walk = Walk(calibration(x), teacher, found)
     aim = aimed(walk, "0.fc2", here)
     assert aim is not None
-    fit, held = walk.moments("0.fc2", aim, there)
+    fit, held = moments(walk, "0.fc2", aim, there)
     with torch.no_grad():
         wanted = teacher[1](teacher[0](x)) - x
     every = fit.joined(held)

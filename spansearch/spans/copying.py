@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +28,7 @@ def copy_model(model: M) -> M:
     """
     memo: dict[int, object] = {id(tensor): _share(tensor) for tensor in _tensors(model)}
     try:
-        return copy.deepcopy(model, memo)
+        return _copied(model, memo)
     except Exception as error:
         raise SpanError(
             f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}. A splice is a copy "
@@ -39,11 +40,53 @@ def copy_model(model: M) -> M:
 def meta_copy(module: M) -> M:
     """The module with every tensor on the meta device and without hooks: its attributes and structure."""
     memo: dict[int, object] = {id(tensor): _without_values(tensor) for tensor in _tensors(module)}
-    made = copy.deepcopy(module, memo)
+    made = _copied(module, memo)
     for child in made.modules():
         child._forward_hooks.clear()
         child._forward_pre_hooks.clear()
     return made
+
+
+def _copied(module: M, memo: dict[int, Any]) -> M:
+    """What copy.deepcopy makes of a module, several times faster: a module's dictionary holds some 25
+    entries, nearly all of them numbers, names and empty containers."""
+    if id(module) in memo:
+        return memo[id(module)]
+    kind = type(module)
+    if any(getattr(kind, way, None) is not getattr(nn.Module, way, None) for way in _WAYS):
+        return copy.deepcopy(module, memo)
+    made = kind.__new__(kind)
+    memo[id(module)] = made
+    left = {name: value for name, value in vars(module).items() if name != "_compiled_call_impl"}
+    made.__setstate__({name: _copied_value(value, memo) for name, value in left.items()})
+    return made
+
+
+def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
+    kind = type(value)
+    if kind in _ATOMS or (kind is tuple and _of_atoms(value)):
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, nn.Module):
+        return _copied(value, memo)
+    if kind is dict or (kind in _CONTAINERS and not value):
+        made = memo[id(value)] = kind()
+        if kind is dict:
+            made.update({_copied_value(k, memo): _copied_value(v, memo) for k, v in value.items()})
+        return made
+    return copy.deepcopy(value, memo)
+
+
+def _of_atoms(values: Any) -> bool:
+    """Whether a tuple, list or dict holds nothing that is copied."""
+    return all(type(one) in _ATOMS for one in (values.values() if isinstance(values, dict) else values))
+
+
+_ATOMS = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
+_CONTAINERS = frozenset({OrderedDict, list, set})
+_WAYS = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__getnewargs_ex__", "__getnewargs__")
+"""By which a class may say how it is copied."""
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
@@ -52,7 +95,11 @@ def _tensors(model: nn.Module) -> list[Tensor]:
     for module in model.modules():
         values: list[Any] = [*module._parameters.values(), *module._buffers.values()]
         for name, value in vars(module).items():
-            if isinstance(value, Tensor | list | tuple | dict) and name not in _OWN:
+            if name in _OWN or type(value) in _ATOMS:
+                continue
+            if isinstance(value, Tensor):
+                values.append(value)
+            elif isinstance(value, list | tuple | dict) and not _of_atoms(value):
                 values.extend(flatten(value)[0])
         found.update({id(value): value for value in values if isinstance(value, Tensor)})
     return list(found.values())

@@ -21,6 +21,7 @@ from spansearch.spans.inplace import key_in
 from spansearch.students.allocation import allocated, backward, missed
 from spansearch.students.base import check_width, register
 from spansearch.students.own_layers import fresh, give_bias
+from spansearch.walk_moments import moments
 
 Order = Callable[[Moments, Tensor, int], Elimination]
 """What goes first, from a layer's moments on the fit part, its weight (d_out, d) and the size of a group."""
@@ -111,7 +112,7 @@ class Thin:
                 if before is not None:
                     walk.advance(before)
                 aim = evidence.aim(hidden.reader, whole.landings.get(hidden.reader))
-                pair = walk.moments(hidden.reader, aim)
+                pair = moments(walk, hidden.reader, aim)
             own = {path: (walk.edited or evidence.opened).get_submodule(path) for path in hidden.paths}
             made = thinned(hidden, own, count, pair, None if aim is None else aim.slope, self.order)
             walk.edit(made, hidden.attributes(count))

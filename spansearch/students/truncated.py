@@ -16,6 +16,7 @@ from spansearch.refit import refit
 from spansearch.spans import InPlace, Span
 from spansearch.students.base import check_width, register
 from spansearch.students.own_layers import fresh, give_bias
+from spansearch.walk_moments import moments
 
 WITH_PARAMETERS = ("NativeLayerNorm", "FusedRmsNorm", "Prelu", "PreluKernel")
 
@@ -100,7 +101,7 @@ class Truncated:
             if aim is not None:
                 walk = evidence.walk(span.found.whole)
                 walk.advance(head.start)
-                refit(layer, walk.moments(path, aim, tail.stop), own, bias, aim.slope)
+                refit(layer, moments(walk, path, aim, tail.stop), own, bias, aim.slope)
         return InPlace(modules, inner={tail: nn.Identity()})
 
 

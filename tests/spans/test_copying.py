@@ -62,3 +62,56 @@ def test_what_cannot_be_copied_is_said():
     model.generator = (i for i in range(3))
     with pytest.raises(SpanError, match=r"Linear cannot be copied: TypeError: .*generator"):
         copy_model(model)
+
+
+class OwnWay(nn.Module):
+    """Says itself how it is copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.copies = nn.Linear(2, 2), 0
+
+    def __deepcopy__(self, memo):
+        made = OwnWay()
+        memo[id(self)] = made
+        made.linear, made.copies = copy.deepcopy(self.linear, memo), self.copies + 1
+        return made
+
+
+class Entangled(nn.Module):
+    """Everything that a module's dictionary may hold, with references that go round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Sequential(nn.Conv2d(2, 2, 1), OwnWay())
+        self.again = self.child[0]  # under two names
+        self.__dict__["parent"] = [self]
+        self.lookup = {"first": self.child[0].weight, "limits": (1, 2), "deep": {"x": [torch.ones(2)]}}
+        self.shared = self.lookup["deep"]
+        self.names = {"a", "b"}
+        self.register_buffer("scale", torch.ones(2), persistent=False)
+        self.child[0].register_forward_hook(self.seen)
+
+    def seen(self, *_: object) -> None:
+        self.lookup["calls"] = self.lookup.get("calls", 0) + 1
+
+
+def test_a_copy_is_what_deepcopy_makes():
+    model = Entangled()
+    made = copy_model(model)
+    assert made.parent == [made] and made.again is made.child[0] is not model.child[0]
+    assert made.lookup["first"] is made.child[0].weight and made.shared is made.lookup["deep"]
+    assert made.shared["x"][0] is not model.shared["x"][0] and torch.equal(made.shared["x"][0], torch.ones(2))
+    assert made.names == model.names and made.names is not model.names
+    assert made.child[1].copies == 1
+    assert made._non_persistent_buffers_set == {"scale"} and "scale" not in made.state_dict()
+    made.child[0](torch.ones(1, 2, 1, 1))
+    assert made.lookup["calls"] == 1 and "calls" not in model.lookup  # the hook went along
+    for (name, one), (other, two) in zip(model.named_modules(), made.named_modules(), strict=True):
+        assert name == other and type(one) is type(two) and vars(one).keys() == vars(two).keys()
+
+
+def test_a_compiled_model_is_copied():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.compile(backend="eager")
+    assert copy_model(model)(torch.ones(1, 2)).shape == (1, 2)
