@@ -23,7 +23,11 @@ POINTS = (0.75, 0.5, 0.35, 0.25, 0.15)
 """Shares of the flops at which the fronts are shown."""
 
 SPLITS = ("validation", "test")
-BASELINES = {"single": "single splices", "healed": "single splices, healed"}
+BASELINES = {
+    "single": "single splices",
+    "unthinned": "none of them thinned",
+    "healed": "single splices, healed",
+}
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
@@ -53,12 +57,17 @@ def _fronts(study: Record, records: Sequence[Record]) -> dict[str, Any]:
     same = [r for r in records if (r["teacher"], r["seed"]) == (study["teacher"], study["seed"])]
     entries = [r for r in same if r["kind"] == "entry"]
     healed = [r for r in same if r["kind"] == "healed"]
-    found = {"composed": study["front"], "single": entries, "healed": [*entries, *healed] if healed else []}
+    found = {
+        "composed": study["front"],
+        "single": entries,
+        "unthinned": [entry for entry in entries if entry["family"] != "thin"],
+        "healed": [*entries, *healed] if healed else [],
+    }
     one: dict[str, Any] = {
         "teacher": study["teacher"],
         "seed": study["seed"],
         "entries": len(entries),
-        "healed": len(healed),
+        "students": {name: len(some) for name, some in found.items()},
         "composed": study["composed"],
         "seconds": {
             "study": study["summary"]["total"],
@@ -113,7 +122,8 @@ def markdown(results: dict[str, Any]) -> str:
         f"divergence) below {REFERENCE}; `log`: with 1 + log10(divergence) / 4 in place of the divergence, "
         f"from {FLOOR:g} on. The target is for the linear area over that of the single splices as they are; "
         "1 is the most that an area can be, so that a strong front of single splices leaves little room "
-        "for it. Healed: the single splices near their front, healed as a study does.",
+        "for it. None of them thinned: a thinned student of a long span keeps all its blocks, each narrower, "
+        "which is a composition by itself. Healed: those near the front also healed, as a study does.",
         _areas(answers["fronts"]),
         "Test divergence (accuracy) of the best by validation at no more than so many flops:",
         _points(answers["fronts"]),
@@ -148,7 +158,7 @@ def _areas(fronts: Sequence[dict[str, Any]]) -> str:
                         one["teacher"],
                         str(one["seed"]),
                         title,
-                        str(one["entries"] if wanted else one["healed"]),
+                        str(one["students"][name]),
                         str(one["composed"]),
                         f"{areas[0]:.4f} / {areas[1]:.4f}",
                         f"{ratio:.3f}",
