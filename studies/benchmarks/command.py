@@ -2,13 +2,16 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from benchmarks.records import Record
+from benchmarks.setting import Job, Setting
 from benchmarks.teachers import TEACHERS
+from spansearch.cli.terminal import progress_bar
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -29,7 +32,9 @@ class Several(click.Option):
         option.process = take
 
 
-def common_options(name: str, teachers: tuple[str, ...] = tuple(TEACHERS)) -> Callable[[Any], Any]:
+def common_options(
+    name: str, teachers: tuple[str, ...] = tuple(TEACHERS), seeds: tuple[int, ...] = (0, 1, 2)
+) -> Callable[[Any], Any]:
     """The options chosen (teachers), seeds, out, cache and threads of a benchmark of this name."""
     options = (
         click.option(
@@ -40,7 +45,7 @@ def common_options(name: str, teachers: tuple[str, ...] = tuple(TEACHERS)) -> Ca
             default=teachers,
             help="Several.",
         ),
-        click.option("--seeds", cls=Several, multiple=True, type=click.IntRange(0), default=(0, 1, 2)),
+        click.option("--seeds", cls=Several, multiple=True, type=click.IntRange(0), default=seeds),
         click.option("--out", type=click.Path(path_type=Path), default=RESULTS / f"{name}.json"),
         click.option(
             "--cache", type=click.Path(path_type=Path), default=Path("runs/benchmarks"), help="For teachers."
@@ -59,6 +64,21 @@ def common_options(name: str, teachers: tuple[str, ...] = tuple(TEACHERS)) -> Ca
         return command
 
     return decorated
+
+
+def measured(setting: Setting, jobs: Sequence[Job], what: str) -> list[Record]:
+    """The records of jobs, measured where they are not known; what failed is said, and left out."""
+    records = []
+    with progress_bar() as bar:
+        shown = bar.add_task(f"{setting.teacher}, seed {setting.seed}: {what}", total=len(jobs))
+        for job in jobs:
+            record = setting.carry_out(job)
+            if "failed" in record:
+                bar.console.print(f"{job.names}: {record['failed']}")
+            else:
+                records.append(record)
+            bar.advance(shown)
+    return records
 
 
 def write_results(out: Path, results: dict[str, Any], page: str) -> None:

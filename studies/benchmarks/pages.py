@@ -38,3 +38,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "Not measured."
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def verdict(met: bool) -> str:
+    """Beside a target."""
+    return "met" if met else "MISSED"

@@ -6,6 +6,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ class Records:
 
 def key(record: Record) -> tuple[Any, ...]:
     return tuple(record.get(field) for field in KEY)
+
+
+def latest(records: Sequence[Record]) -> list[Record]:
+    """Of every teacher and seed those made in the same way as the record of the kind ``teacher``."""
+    made_by = {(r["teacher"], r["seed"]): r["made_by"] for r in records if r["kind"] == "teacher"}
+    return [r for r in records if r["made_by"] == made_by.get((r["teacher"], r["seed"]))]
 
 
 def provenance() -> dict[str, Any]:

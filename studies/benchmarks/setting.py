@@ -82,7 +82,7 @@ class Setting:
     def carry_out(self, job: Job) -> Record:
         """The record of a job, measured unless it is known. What goes wrong is recorded and tried again
         by the next run."""
-        made_by = self._made_by
+        made_by = self.made_by
         known = self.records.known(job.names, made_by)
         if known is not None and "failed" not in known:
             return known
@@ -143,7 +143,7 @@ class Setting:
         return {name: evaluator.divergence(model) for name, evaluator in evaluators.items()}
 
     @cached_property
-    def _made_by(self) -> str:
+    def made_by(self) -> str:
         """A hash of teacher, data, settings and spansearch's own code: figures of another one are not taken
         for this one's."""
         files = sorted(Path(ss.__file__).parent.rglob("*.py"))

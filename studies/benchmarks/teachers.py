@@ -1,8 +1,11 @@
-"""The teachers that benchmarks run on: three studies, each with a seed for the split and the training."""
+"""The teachers that benchmarks run on: three studies, each with a seed for the split and the training; and
+small ones of the same kinds, of which every student can be tried."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+
+from torch import nn
 
 import digits_cnn
 import digits_mlp
@@ -16,7 +19,24 @@ TEACHERS: dict[str, Callable[[int], ss.Task]] = {
 }
 
 
+def _small_mlp(seed: int) -> ss.Task:
+    settings = digits_mlp.Training(width=64, depth=7, epochs=30, seed=seed)
+    return _small(digits_mlp.task(seed), lambda directory: digits_mlp.kept(directory, settings))
+
+
+def _small_cnn(seed: int) -> ss.Task:
+    settings = digits_cnn.Training(widths=(8, 16, 32), seed=seed)
+    return _small(digits_cnn.task(seed), lambda directory: digits_cnn.kept(directory, settings))
+
+
+def _small(made: ss.Task, teacher: Callable[[Path], nn.Module]) -> ss.Task:
+    return replace(made, name=f"small_{made.name}", teacher=teacher)
+
+
+SMALL: dict[str, Callable[[int], ss.Task]] = {"small-mlp": _small_mlp, "small-cnn": _small_cnn}
+
+
 def task(name: str, seed: int, cache: Path) -> ss.Task:
     """The task of a teacher, which is trained on its first use and kept in ``cache`` for all benchmarks."""
-    made = TEACHERS[name](seed)
+    made = {**TEACHERS, **SMALL}[name](seed)
     return replace(made, teacher=lambda: made.load_teacher(cache))

@@ -134,8 +134,8 @@ def test_figures_of_another_teacher_are_not_taken(tmp_path):
     other = Setting(
         "mlp", 0, tasks.make("mlp", 5), Records(tmp_path / "some.jsonl"), tmp_path, setting.search
     )
-    assert other.records.known(job.names, other._made_by) is None
-    assert other.records.known(job.names, setting._made_by) is not None
+    assert other.records.known(job.names, other.made_by) is None
+    assert other.records.known(job.names, setting.made_by) is not None
 
 
 def test_truncated_spans_are_held_against_ridge_where_both_ends_have_one_shape(tmp_path):
