@@ -32,7 +32,7 @@ KEYS = {
 }
 MEMBER = {
     *("trial", "flops", "flops_ratio", "params", "params_ratio", "score", "score_drop", "divergence"),
-    *("feasible", "test", "splices"),
+    *("feasible", "gradient", "polished", "test", "splices"),
 }
 
 
