@@ -114,13 +114,14 @@ class Composition:
         return made.eval()
 
     def trained(self, model: nn.Module, teacher: nn.Module) -> Composition:
-        """This composition after training of the model that it made: students and healed layers are the
-        model's own already, what else differs from the teacher is written down.
+        """This composition after training of the model that it made: students are the model's own already,
+        healed layers are taken from it, and what else differs from the teacher is written down.
 
         Args:
             model: from ``model(teacher)``, trained in place.
         """
-        replaced = [*self.students.values(), *self.healed.values()]
+        healed = {path: model.get_submodule(path) for path in self.healed}  # the model's are copies
+        replaced = [*self.students.values(), *healed.values()]
         known = {id(weight) for module in replaced for weight in module.parameters()}
         before = dict(teacher.named_parameters(remove_duplicate=False))  # ties may go by another name here
         tuned = {
@@ -128,7 +129,7 @@ class Composition:
             for name, weight in model.named_parameters()
             if id(weight) not in known and not (name in before and torch.equal(weight, before[name]))
         }
-        return replace(self, tuned=tuned)
+        return replace(self, healed=healed, tuned=tuned)
 
 
 @torch.no_grad()

@@ -26,9 +26,9 @@ from spansearch.fit import CLIP, FitSettings, one_cycle
 from spansearch.flop_tally import countable
 from spansearch.lessons import Lesson, Lessons
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 """Learning rates that the range test tries."""
-TESTED = 0.15  # of the steps of a distillation, what the range test takes with each of them
+TESTED = 0.1  # of the steps of a distillation, what the range test takes with each of them
 LABELS = 0.25  # what labels weigh: the norm of their gradient at the start, as a share of the divergence's
 WEIGHED_ON = 4  # pieces of examples that the two norms are taken on
 

@@ -25,6 +25,8 @@ EVERY = 6  # trials; the last of them, which would be the sampler's, polishes in
 HOPE = 0.5  # what is left of a divergence where polishing does some good
 REFERENCE = (1.0, 1.0)  # of the hypervolume of (flops_ratio, divergence)
 LEAST = 3e-5  # of it, to be worth a polish: a divergence of .001 halved over 6% of the flops
+LOOKS = 20  # at the held-out examples, of a whole polish
+HOPELESS = 2  # polishes that failed, before any came to a model: no gradient, a loss without its labels
 KEPT = ("student_params", "widths", "main", "depth")  # of what is said of the member
 Found = tuple[int, Outcome]
 
@@ -68,6 +70,9 @@ class Polisher:
 
         Follows from the finished trials alone: until another one is finished it stays the same.
         """
+        tried = self.memory.polished.values()
+        if len(tried) >= HOPELESS and all(outcome.state == "failed" for outcome in tried):
+            return None
         found = list(self._measured())
         if self.constraints.limits:
             good = [one for one in found if self.constraints.fulfilled(_of(one))]
@@ -131,7 +136,7 @@ class Polisher:
         # how far a model has to go decides on its rate: one for each power of ten
         size = math.floor(math.log10(max(before.divergence, 1e-12)))
         rate = self.rates.of(f"polish 1e{size}", lambda: training.find_rate(steps))
-        return training.run(rate, replace(self.settings.fit, steps=steps))
+        return training.run(rate, replace(self.settings.fit, steps=steps, check_every=max(1, steps // LOOKS)))
 
     def _save(self, known: Outcome, composed: Composition) -> dict[str, str]:
         origin = {

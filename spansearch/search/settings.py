@@ -43,7 +43,7 @@ class Search:
         compose: try splices inside compositions of several as well.
         healing: correct the layers behind splices in closed form.
         polish: distil members of the front, and keep what is better on validation.
-        polish_steps: optimiser steps at most of each; batch_size, check_every and patience are those of fit.
+        polish_steps: optimiser steps at most of each; batch_size and patience are those of fit.
         audit: share of the pruned proposals that are run anyway.
         sampler: what proposes beside the seeds and the predicted best: ``tpe``, ``nsga2``, ``gp`` (Gaussian
             processes), ``random``.
@@ -68,7 +68,7 @@ class Search:
     compose: bool = True
     healing: bool = True
     polish: bool = True
-    polish_steps: int = 300
+    polish_steps: int = 200
     audit: float = 0.05
     sampler: Sampler = "tpe"
     max_score_drop: float | None = None
