@@ -100,6 +100,11 @@ def print_front(found: Front) -> None:
         )
     output.print(rows)
     output.print("A drop at or below 0 counts as none; of equal drops the lower divergence is better.")
+    if any(member.gradient for member in found):
+        output.print(
+            "Gradient: polished, all weights trained towards the teacher's output; fitted, a student was. "
+            "--closed-form leaves both out."
+        )
     if any(member.test and not member.test.get("ci95") for member in found):
         output.print(
             "No 95% interval where the score of the split is not the mean over its examples or, with a mask, "
