@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,14 +48,17 @@ class Composition:
         students: by span.
         healed: path in the teacher -> the layer that takes its place.
         steps: what became of every layer that healing looked at.
+        tuned: parameter of the spliced model -> its value, of those that belong to neither and were trained.
     """
 
     students: Mapping[Span, nn.Module]
     healed: Mapping[str, nn.Module]
     steps: Sequence[Healed] = ()
+    tuned: Mapping[str, Tensor] = field(default_factory=dict)
 
     def state(self, order: Sequence[Span]) -> dict[str, Tensor]:
-        """All tensors: of the student of the k-th span under ``k/``, of healed layers under ``healed/``."""
+        """All tensors: of the student of the k-th span under ``k/``, of healed layers under
+        ``healed/<path>/``, of other layers that were trained under ``tuned/<parameter>``."""
         state = {}
         for number, span in enumerate(order):
             tensors = self.students[span].state_dict()
@@ -63,6 +66,7 @@ class Composition:
         for path, layer in self.healed.items():
             tensors = layer.state_dict()
             state.update({f"healed/{path}/{name}": tensor for name, tensor in tensors.items()})
+        state.update({f"tuned/{name}": tensor for name, tensor in self.tuned.items()})
         return state
 
     @classmethod
@@ -87,15 +91,45 @@ class Composition:
                 give_bias(layer)
             layer.load_state_dict(own)
             healed[path] = layer
-        return cls(students, healed)
+        return cls(students, healed, tuned=_under("tuned/", state))
 
     def model(self, teacher: nn.Module) -> nn.Module:
-        """The spliced and healed copy of the teacher, in eval mode."""
-        if not self.healed:
-            return splice(teacher, self.students).eval()
-        copied = copy_model(teacher)
-        put(copied, self.healed, {})
-        return splice(copied, self.students).eval() if self.students else copied.eval()
+        """The spliced and healed copy of the teacher, in eval mode. Students and healed layers are in it as
+        they are, other weights are the teacher's own until somebody writes to them.
+
+        Raises:
+            KeyError, RuntimeError: it has no parameter of the name or the shape of a trained one.
+        """
+        made = teacher
+        if self.healed:
+            made = copy_model(teacher)
+            put(made, self.healed, {})
+        if self.students or not self.healed:
+            made = splice(made, self.students)
+        if self.tuned:
+            own = dict(made.named_parameters())
+            with torch.no_grad():
+                for name, value in self.tuned.items():
+                    own[name].copy_(value)
+        return made.eval()
+
+    def trained(self, model: nn.Module, teacher: nn.Module) -> Composition:
+        """This composition after training of the model that it made: students are the model's own already,
+        healed layers are taken from it, and what else differs from the teacher is written down.
+
+        Args:
+            model: from ``model(teacher)``, trained in place.
+        """
+        healed = {path: model.get_submodule(path) for path in self.healed}  # the model's are copies
+        replaced = [*self.students.values(), *healed.values()]
+        known = {id(weight) for module in replaced for weight in module.parameters()}
+        before = dict(teacher.named_parameters(remove_duplicate=False))  # ties may go by another name here
+        tuned = {
+            name: weight.detach().clone()
+            for name, weight in model.named_parameters()
+            if id(weight) not in known and not (name in before and torch.equal(weight, before[name]))
+        }
+        return replace(self, healed=healed, tuned=tuned)
 
 
 @torch.no_grad()

@@ -28,13 +28,16 @@ HARDLY = 0.8  # held-out error of a fit that has learnt next to nothing; 1 is th
 
 
 class Rates:
-    """Learning rates by family, start and layout, found once by a range test and kept with the study."""
+    """Learning rates, each found once by a range test and kept with the study."""
 
     def __init__(self, known: dict[str, float]) -> None:
         self.known = dict(known)
 
     def get(self, name: str, span: Span, init: str, search: Callable[[], float]) -> float:
-        key = f"{name} {init} {span.stop.layout}"
+        """Of students, by family, start and layout."""
+        return self.of(f"{name} {init} {span.stop.layout}", search)
+
+    def of(self, key: str, search: Callable[[], float]) -> float:
         if key not in self.known:
             self.known[key] = search()
         return self.known[key]

@@ -15,9 +15,10 @@ from spansearch.errors import StudyError
 from spansearch.fitter import Rates
 from spansearch.outcome import Outcome, failed
 from spansearch.planner import Planner, recipe
+from spansearch.polisher import Polisher, is_turn
 from spansearch.proposal import Proposals
 from spansearch.recipe import Splice, described
-from spansearch.search import SAMPLERS, Constraints, SeededSampler, Space, predicted_front
+from spansearch.search import POLISH, SAMPLERS, Constraints, SeededSampler, Space, predicted_front
 from spansearch.store import StudentFiles, require_same_teacher
 from spansearch.students import family
 from spansearch.sufficiency import calibration_examples, sufficiency
@@ -122,15 +123,34 @@ class Loop:
         splice = None
         try:
             splice = self.space.decode(params)
-            plan = self.planner.plan(splice, self.planner.budget(params))
+            polish = bool(params.get(POLISH))
+            plan = None if polish else self.planner.plan(splice, self.planner.budget(params))
         except Exception as error:  # a user's family
             return splice, failed(error)
-        number, outcome = self.memory.seen.get(recipe(splice, plan), (trial.number, None))
-        if outcome is not None and settled(outcome):
-            outcome = duplicate(number, outcome)
+        if polish:
+            outcome = self.polisher.carry_out(self.polisher.choose())
+            return outcome.made(splice), outcome
+        number, known = self.memory.seen.get(recipe(splice, plan), (trial.number, None))
+        if known is not None and settled(known):
+            outcome = duplicate(number, known)
         else:
             outcome = self.proposals.carry_out(splice, plan)
         return outcome.made(splice), outcome
+
+    def _proposed(self, number: int) -> dict[str, Any] | None:
+        """What is not left to the sampler, by number of the trial."""
+        return self._to_polish(number) or self._predicted_best(number)
+
+    def _to_polish(self, number: int) -> dict[str, Any] | None:
+        """Where it is the turn of one, a model of the front that is to be polished; None where none is worth
+        it, and the turn falls to the sampler."""
+        if not self.space.settings.polish or not is_turn(number - len(self.study.user_attrs["seeds"])):
+            return None
+        chosen = self.polisher.choose()
+        if chosen is None:
+            return None
+        finished = self.study.get_trials(deepcopy=False, states=FINISHED)
+        return {**next(trial.params for trial in finished if trial.number == chosen), POLISH: 1}
 
     def _predicted_best(self, number: int) -> dict[str, Any] | None:
         """Every second trial after the seeds is the composition predicted to be best at a budget, budgets in
@@ -188,11 +208,13 @@ class Loop:
             self.space.settings.seed,
             SAMPLERS[self.space.settings.sampler],
             worthwhile=self.planner.is_worthwhile,
-            propose=self._predicted_best,
+            propose=self._proposed,
+            given={POLISH: 0} if POLISH in self.space.distributions else {},
         )
         self.rates = Rates(study.user_attrs.get("rates", {}))
         settings = self.space.settings
         self.proposals = Proposals(self.bench, self.space, settings, self.files, self.memory, self.rates)
+        self.polisher = Polisher(self.bench, settings, self.files, self.memory, self.rates, self.constraints)
 
     def _seeds(self) -> list[dict[str, Any]]:
         """What is tried first. Closed forms may break constraints: they teach what compositions are made of;

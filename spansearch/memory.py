@@ -29,6 +29,7 @@ class Memory:
         library: the students measured by themselves, and what compositions came to.
         seen: what was tried; failed trials may be tried again.
         failed: the recipes of those.
+        polished: number of a trial whose model was polished -> what became of it.
         refused: names of the spans that did not survive their replay.
     """
 
@@ -40,6 +41,7 @@ class Memory:
         self.library = Library()
         self.seen: Seen = {}
         self.failed: set[Recipe] = set()
+        self.polished: dict[int, Outcome] = {}
         self.refused: list[str] = []
 
     def learn(self, number: int, splice: Splice | None, outcome: Outcome) -> None:
@@ -49,6 +51,9 @@ class Memory:
             splice: that was asked for; None where its family could not say.
         """
         details = outcome.details
+        if "polish" in details:  # teaches nothing of what closed forms come to: neither sums nor ratios
+            self.polished[details["polish"]["of"]] = outcome
+            return
         if splice is None or "duplicate_of" in details:
             return
         recipe = tuple(one.asked for one in outcome.recipe or (splice,))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from spansearch.errors import SpanSearchError, pass_on_stop
 from spansearch.evaluate import Measures
 from spansearch.recipe import Recipe, Splice
+from spansearch.students import families
 
 State = Literal["complete", "pruned", "failed"]
 TIE = 1e-6
@@ -18,9 +19,9 @@ class Outcome:
     """What became of a proposal.
 
     ``recipe`` are all splices of the model that was meant. ``details`` is plain data kept with the trial:
-    seconds, the students' file, the reason, the rule's decision, ``refused_by_replay`` where the span was. Of
-    its seconds ``evaluating`` covers replaying the span, splicing and measuring, the linear baseline
-    included, and ``fitting`` also healing.
+    seconds, the students' file, the reason, the rule's decision, ``refused_by_replay`` where the span was,
+    how a ``polish`` went and ``of`` which trial. Of its seconds ``evaluating`` covers replaying the span,
+    splicing and measuring, the linear baseline included, and ``fitting`` also healing and polishing.
     """
 
     state: State
@@ -33,6 +34,18 @@ class Outcome:
         if self.recipe:
             return self.recipe[int(self.details.get("main", 0))]
         return replace(asked, depth=int(self.details.get("depth", 1)))
+
+    @property
+    def polished(self) -> bool:
+        """Is its model another trial's, polished?"""
+        return "polish" in self.details and "duplicate_of" not in self.details
+
+    @property
+    def gradient(self) -> bool:
+        """Was any gradient step taken for its model?"""
+        return self.polished or any(
+            getattr(families.get(one.family), "gradient", True) for one in self.recipe
+        )
 
     @property
     def values(self) -> tuple[float, float] | None:

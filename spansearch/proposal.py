@@ -209,7 +209,14 @@ def _of_fit(fitted: Fitted) -> dict[str, Any]:
 
 
 def rebuild(bench: Workbench, files: StudentFiles, recipe: Recipe, entry: Mapping[str, Any]) -> nn.Module:
-    """The model of a recipe from its stored students and healed layers.
+    """The model of a recipe from what is stored of it; arguments and errors as of ``stored``."""
+    return stored(bench, files, recipe, entry)[1]
+
+
+def stored(
+    bench: Workbench, files: StudentFiles, recipe: Recipe, entry: Mapping[str, Any]
+) -> tuple[Composition, nn.Module]:
+    """A recipe's students and healed layers as they are stored, and the model made of them.
 
     Args:
         entry: what StudentFiles.save returned.
@@ -223,7 +230,8 @@ def rebuild(bench: Workbench, files: StudentFiles, recipe: Recipe, entry: Mappin
     state = files.load(entry)
     try:
         composed = Composition.restored(parts, state, bench.teacher)
+        model = composed.model(bench.teacher)
     except (AttributeError, KeyError, RuntimeError) as error:
         said = "; ".join(map(str, recipe))
         raise StudyError(f"What is stored does not fit {said}: {error}") from error
-    return composed.model(bench.teacher).to(bench.device)
+    return composed, model.to(bench.device)

@@ -35,6 +35,8 @@ class Member:
         test: on the test split, where it was scored: score, score_drop, ci95 of the drop, divergence,
             differs_from_cheaper: can its score be told apart from that of the next cheaper member?
         feasible: it fulfils the search's constraints, on validation; True where there are none.
+        gradient: a gradient step was taken for it: a student was fitted by gradient, or it was polished.
+        polished: it was.
         widths: each student's size as a share of what width 1 gives in its span; 1 where it has no sizes.
         student_params: parameters of each splice's student.
     """
@@ -46,6 +48,8 @@ class Member:
     widths: tuple[float, ...] = ()
     student_params: tuple[int, ...] = ()
     feasible: bool = True
+    gradient: bool = False
+    polished: bool = False
     _load: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
 
     def load(self) -> nn.Module:
@@ -83,6 +87,8 @@ class Member:
             "score_drop": m.score_drop,
             "divergence": m.divergence,
             "feasible": self.feasible,
+            "gradient": self.gradient,
+            "polished": self.polished,
             "test": self.test,
             "splices": splices,
         }
@@ -117,7 +123,16 @@ class Front(Sequence[Member]):
 
 COLUMNS = (
     *("trial", "flops", "flops_ratio", "params", "params_ratio", "score", "score_drop", "divergence"),
-    *("feasible", "test_score", "test_score_drop", "test_ci95_low", "test_ci95_high", "test_divergence"),
+    *(
+        "feasible",
+        "gradient",
+        "polished",
+        "test_score",
+        "test_score_drop",
+        "test_ci95_low",
+        "test_ci95_high",
+        "test_divergence",
+    ),
     *("test_differs_from_cheaper", "splices"),
 )
 
@@ -195,6 +210,8 @@ def members_of(
             tuple(map(float, outcome.details.get("widths", (1.0,)))),
             tuple(map(int, outcome.details.get("student_params", (0,)))),
             constraints.fulfilled(outcome.measures),
+            outcome.gradient,
+            outcome.polished,
             partial(load, splice, outcome),
         )
         for number, splice, outcome in chosen
@@ -227,7 +244,7 @@ def summarise(
     """The study's figures beside its front, as plain data.
 
     Of its seconds, ``search`` is what is left of the total: asking, bookkeeping, storing, and the loop
-    itself.
+    itself. The hypervolumes are those of all models, ``closed_form`` of those made without a gradient step.
     """
     described = attributes.get("teacher", {})
     teacher = {key: described[key] for key in ("flops", "params", "score", "test_score") if key in described}
@@ -241,12 +258,8 @@ def summarise(
     fits = [
         o.details["seconds"]["fitting"] for o in outcomes if "fit" in o.details and "seconds" in o.details
     ]
-    points = [
-        (o.measures.flops_ratio, max(0.0, o.measures.score_drop), o.measures.divergence)
-        for o in outcomes
-        if o.measures is not None
-    ]
     reference = max(1.0, abs(float(teacher.get("score", 1.0))))
+    closed_forms = [outcome for outcome in outcomes if not outcome.gradient]
     return {
         "study": name,
         "objectives": ["loss", "flops"],
@@ -260,8 +273,8 @@ def summarise(
             "search": max(0.0, spent.get("total", 0.0) - used),
         },
         "hypervolume": {
-            "flops_ratio, score_drop": hypervolume([(f, s) for f, s, _ in points], (1.0, reference)),
-            "flops_ratio, divergence": hypervolume([(f, d) for f, _, d in points], (1.0, 1.0)),
+            **_hypervolumes(outcomes, reference),
+            "closed_form": _hypervolumes(closed_forms, reference),
             "reference": [1.0, reference, 1.0],
         },
         "pruning": {
@@ -270,4 +283,14 @@ def summarise(
             "audited_on_front": sum(number in on_front for number, _ in audits),
             "seconds_saved": len(by_rule) * (sum(fits) / len(fits) if fits else 0.0),
         },
+    }
+
+
+def _hypervolumes(outcomes: Sequence[Outcome], reference: float) -> dict[str, float]:
+    """By the two measures that it is of; ``reference``: of the score drop."""
+    found = [o.measures for o in outcomes if o.measures is not None]
+    drops = [(m.flops_ratio, max(0.0, m.score_drop)) for m in found]
+    return {
+        "flops_ratio, score_drop": hypervolume(drops, (1.0, reference)),
+        "flops_ratio, divergence": hypervolume([(m.flops_ratio, m.divergence) for m in found], (1.0, 1.0)),
     }

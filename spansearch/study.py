@@ -176,7 +176,11 @@ class Study:
                 return "interrupted"
 
     def front(
-        self, x: str = "flops", y: str = "score_drop", split: Literal["validation", "test"] = "validation"
+        self,
+        x: str = "flops",
+        y: str = "score_drop",
+        split: Literal["validation", "test"] = "validation",
+        closed_form: bool = False,
     ) -> Front:
         """The members no other model beats in both measures, selected on validation.
 
@@ -185,9 +189,10 @@ class Study:
                 search's loss: a drop below 0 counts as 0, and of equal drops the lower divergence is better.
             split: ``test`` reads the test split, scores the members on it where that has not happened yet,
                 and remembers it; it never changes who is a member.
+            closed_form: only of the models that were made without a gradient step.
         """
         with database_errors(self.storage, self.directory):
-            return self._front(x, y, split)
+            return self._front(x, y, split, closed_form)
 
     def finished(self) -> list[FrozenTrial]:
         """The study's finished trials; none where the study does not exist yet."""
@@ -197,13 +202,14 @@ class Study:
         except NoStudyError:
             return []
 
-    def _front(self, x: str, y: str, split: str) -> Front:
+    def _front(self, x: str, y: str, split: str, closed_form: bool) -> Front:
         study = self.optuna
         finished = study.get_trials(deepcopy=False, states=FINISHED)
         trials: list[StoredTrial] = [(trial.number, *outcome_of(trial)) for trial in finished]
         searched = study.user_attrs.get("fingerprint", {}).get("search", {})
         constraints = Constraints.of(searched, study.user_attrs.get("teacher", {}))
-        chosen = select(trials, x, y, constraints)
+        asked = [trial for trial in trials if not (closed_form and trial[2].gradient)]
+        chosen = select(asked, x, y, constraints)
         seed = int(searched.get("seed", 0))
         scored: dict[str, Any] = study.user_attrs.get("test", {})
         if split == "test":

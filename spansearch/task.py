@@ -61,7 +61,8 @@ class Task:
         forward: ``forward(model, batch)`` calls ``model(...)`` and returns the tensor to compare with the
             teacher's. Without it a tensor goes to the model, of a tuple the first item does, a dict is passed
             as keyword arguments.
-        loss: ``loss(output, batch)``, only for healing with labels.
+        loss: ``loss(output, batch)``, one number to be lowered, of what ``forward`` returns and a calibration
+            batch with labels; polishing adds it to the divergence. Nothing else reads labels.
         mask: ``mask(batch)`` returns a bool tensor (N, T) of the positions that count. Default: the
             ``attention_mask`` of a dict batch, else all count.
         divergence: what the output is: ``kl`` for logits (..., classes), ``squared`` for other outputs;

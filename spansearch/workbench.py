@@ -23,7 +23,7 @@ from spansearch.spans import Reach, Rejected, Span, Spans, Verifier, find_spans
 from spansearch.spans.structure import flatten
 from spansearch.task import SPLITS, Task
 
-FORMAT = 4
+FORMAT = 5
 """Of fingerprints: one more whenever equal teachers, data or settings get another one than before."""
 
 

@@ -21,7 +21,7 @@ def quick(**changes: Any) -> ss.Search:
     fit = ss.FitSettings(
         steps=20, batch_size=32, rates=(1e-3, 1e-2), rate_steps=4, check_every=10, patience=2
     )
-    return ss.Search(**{"fit": fit, "seeds": 4, **changes})
+    return ss.Search(**{"fit": fit, "seeds": 4, "polish_steps": 20, **changes})
 
 
 def blobs(rows: int, seed: int) -> Batch:

@@ -32,7 +32,7 @@ KEYS = {
 }
 MEMBER = {
     *("trial", "flops", "flops_ratio", "params", "params_ratio", "score", "score_drop", "divergence"),
-    *("feasible", "test", "splices"),
+    *("feasible", "gradient", "polished", "test", "splices"),
 }
 
 
@@ -180,7 +180,23 @@ def test_the_summary_by_hand() -> None:
     assert found["seconds"]["search"] == 5.0
     # (0.5, 0.5) and (0.75, 0.25) within (1, 1)
     assert found["hypervolume"]["flops_ratio, score_drop"] == pytest.approx(0.25 + 0.25 * 0.25)
+    assert found["hypervolume"]["closed_form"]["flops_ratio, score_drop"] == pytest.approx(0.25 + 0.25 * 0.25)
     assert summarise("name", [], 0, [], {})["seconds"]["total"] == 0.0
+
+
+def test_hypervolumes_of_all_models_and_of_those_without_a_gradient_step() -> None:
+    trials = [
+        trial(0, measures(0.5, 50, 0.5)),
+        trial(1, measures(0.25, 50, 0.25), polish={"of": 0}),
+        trial(2, measures(0.5, 50, 0.5), polish={"of": 0}, duplicate_of=0),
+    ]
+    fitted = Splice("a", "b", "mlp", 1)
+    trials.append((3, fitted, Outcome("complete", measures(0.5, 25, 0.5), {}, (fitted,))))
+    found = summarise("name", trials, 0, [], {"teacher": {"score": 1.0}})["hypervolume"]
+    assert found["closed_form"] == {"flops_ratio, score_drop": 0.25, "flops_ratio, divergence": 0.25}
+    assert found["flops_ratio, divergence"] == 0.5 * 0.75 + 0.25 * 0.5
+    assert [o.gradient for _, _, o in trials] == [False, True, False, True]
+    assert [o.polished for _, _, o in trials] == [False, True, False, False]
 
 
 def test_a_proposal_that_the_rule_pruned_twice_counts_once() -> None:

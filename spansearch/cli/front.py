@@ -30,6 +30,9 @@ from spansearch.study import Study
     help="Second measure. A score_drop is ranked as the search's loss: a drop below 0 counts as 0, and of "
     "equal drops the lower divergence is better.",
 )
+@click.option(
+    "--closed-form", is_flag=True, help="Only of the models that were made without a single gradient step."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with all figures.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line a member.")
 def front(
@@ -39,6 +42,7 @@ def front(
     device: str,
     x: str,
     y: str,
+    closed_form: bool,
     as_json: bool,
     as_csv: bool,
 ) -> None:
@@ -50,7 +54,7 @@ def front(
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other.")
     opened = Study.open(study, directory=directory, storage=storage, device=device, track=track)
-    found = opened.front(x, y, split="test")
+    found = opened.front(x, y, split="test", closed_form=closed_form)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
     elif as_csv:
@@ -75,6 +79,7 @@ def print_front(found: Front) -> None:
         "",
         *(("feasible",) if limits else ()),
         ">divergence",
+        "gradient",
         "splices",
     )
     for member in found:
@@ -90,10 +95,16 @@ def print_front(found: Front) -> None:
             "=" if test.get("differs_from_cheaper") is False else "",
             *(("yes" if member.feasible else "no",) if limits else ()),
             f"{m.divergence:.2g}",
+            "polished" if member.polished else "fitted" if member.gradient else "",
             "; ".join(map(described, member.splices)),
         )
     output.print(rows)
     output.print("A drop at or below 0 counts as none; of equal drops the lower divergence is better.")
+    if any(member.gradient for member in found):
+        output.print(
+            "Gradient: polished, all weights trained towards the teacher's output; fitted, a student was. "
+            "--closed-form leaves both out."
+        )
     if any(member.test and not member.test.get("ci95") for member in found):
         output.print(
             "No 95% interval where the score of the split is not the mean over its examples or, with a mask, "

@@ -89,12 +89,17 @@ def run(
 def _line(splice: Splice | None, outcome: Outcome) -> str:
     splices = outcome.recipe or (() if splice is None else (splice,))
     what = "; ".join(map(described, splices)) + (": " if splices else "")
+    polish = outcome.details.get("polish")
+    if polish is not None and "duplicate_of" in outcome.details:
+        return f"{what}polished, no better on validation: stays trial {polish['of']}"
     if "duplicate_of" in outcome.details:
         return f"{what}the same as trial {outcome.details['duplicate_of']}"
     m = outcome.measures
     if m is None:
         return f"{what}not fitted, {outcome.details.get('reason', '')}"
     seconds = outcome.details.get("seconds", {}).get("total", 0.0)
+    if polish is not None:
+        what = f"{what}trial {polish['of']} polished: "
     return (
         f"{what}{share(m.flops_ratio)} of the flops ({number(m.flops)}), score drop {m.score_drop:.4g}, "
         f"divergence {m.divergence:.3g}, {seconds:.1f} s"

@@ -6,9 +6,10 @@ from spansearch.search.prune import Decision, RidgeRule, audited
 from spansearch.search.sampler import SeededSampler
 from spansearch.search.seeds import predicted_front
 from spansearch.search.settings import Search
-from spansearch.search.space import Space
+from spansearch.search.space import POLISH, Space
 
 __all__ = [
+    "POLISH",
     "SAMPLERS",
     "Constraints",
     "Decision",

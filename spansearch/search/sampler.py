@@ -33,6 +33,9 @@ class SeededSampler(BaseSampler):
 
     What is not ``worthwhile`` (tried before) is drawn again a few times; the function must depend on the
     finished trials only, too.
+
+    Parameters that are ``given`` are never drawn: they have these values wherever nothing is proposed that
+    says otherwise.
     """
 
     def __init__(
@@ -43,9 +46,11 @@ class SeededSampler(BaseSampler):
         make: Callable[[int], BaseSampler] = tpe,
         worthwhile: Callable[[Mapping[str, Any]], bool] = lambda params: True,
         propose: Callable[[int], Mapping[str, Any] | None] = lambda number: None,
+        given: Mapping[str, Any] | None = None,
     ) -> None:
         self._space, self._seeds, self._seed, self._make = dict(space), list(seeds), seed, make
         self._worthwhile, self._propose = worthwhile, propose
+        self._given = dict(given or {})
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {name: kind for name, kind in self._space.items() if not kind.single()}
@@ -54,18 +59,19 @@ class SeededSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         if trial.number < len(self._seeds):
-            return dict(self._seeds[trial.number])
+            return {**self._given, **self._seeds[trial.number]}
         own = self._propose(trial.number)
         if own is not None:
-            return dict(own)
+            return {**self._given, **own}
+        drawn = {name: kind for name, kind in search_space.items() if name not in self._given}
         params: dict[str, Any] = {}
         for attempt in range(TRIES):
             again = f"attempt {attempt}" if attempt else ""
             inner = self._make(self._derived(trial.number, again))
-            params = inner.sample_relative(study, trial, search_space)
+            params = inner.sample_relative(study, trial, drawn)
             if not params or self._worthwhile(params):
                 break
-        return params
+        return {**params, **self._given}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -42,6 +42,8 @@ class Search:
         seeds: at most so many closed-form students of the predicted front are tried first.
         compose: try splices inside compositions of several as well.
         healing: correct the layers behind splices in closed form.
+        polish: distil members of the front, and keep what is better on validation.
+        polish_steps: optimiser steps at most of each; batch_size and patience are those of fit.
         audit: share of the pruned proposals that are run anyway.
         sampler: what proposes beside the seeds and the predicted best: ``tpe``, ``nsga2``, ``gp`` (Gaussian
             processes), ``random``.
@@ -65,6 +67,8 @@ class Search:
     seeds: int = 16
     compose: bool = True
     healing: bool = True
+    polish: bool = True
+    polish_steps: int = 200
     audit: float = 0.05
     sampler: Sampler = "tpe"
     max_score_drop: float | None = None
@@ -92,7 +96,7 @@ class Search:
                 raise TaskError(
                     f"Search: {name} must lie between {max(low, 0.0):g} and {high:g}, got {value}."
                 )
-        for name, least in (("seed", 0), ("seeds", 0), ("memory_budget", 1)):
+        for name, least in (("seed", 0), ("seeds", 0), ("memory_budget", 1), ("polish_steps", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise TaskError(f"Search: {name} must be a whole number of at least {least}, got {value!r}.")

@@ -20,6 +20,8 @@ from spansearch.search.sizes import Sizes
 from spansearch.spans import CutPoint, Span, Spans
 from spansearch.students import Init, family, width_of
 
+POLISH = "polish"
+"""The parameter that says of a trial whether it polishes the model that the others stand for."""
 LEAST, STEP = 0.05, 0.05
 """Of the budgets that are tried, shares of the teacher's flops."""
 
@@ -76,6 +78,7 @@ class Space:
         """The parameters of a trial."""
         low, high = self.settings.widths
         last = len(self.points) - 1
+        polish = {POLISH: IntDistribution(0, 1)} if self.settings.polish else {}
         return {
             "left": IntDistribution(0, last),
             "right": IntDistribution(0, last),
@@ -83,6 +86,7 @@ class Space:
             "width": FloatDistribution(low, high, log=True),
             "init": CategoricalDistribution(("warm", "scratch")),
             "budget": FloatDistribution(LEAST if self.settings.compose else 1.0, 1.0, step=STEP),
+            **polish,
         }
 
     def width(self, splice: Splice) -> float:

@@ -207,3 +207,36 @@ class _Relative:
 
     def sample_relative(self, study: Any, trial: Any, space: dict[str, Any]) -> dict[str, Any]:
         return {name: self.inner.sample_independent(study, trial, name, kind) for name, kind in space.items()}
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "gp"])
+def test_what_is_given_is_never_drawn_and_only_proposals_say_otherwise(name: str) -> None:
+    """Whatever the inner sampler has seen of it."""
+    space = {**SPACE, "polish": IntDistribution(0, 1)}
+    asked: list[set[str]] = []
+
+    def make(seed: int) -> optuna.samplers.BaseSampler:
+        inner = SAMPLERS[name](seed)
+        original = inner.sample_relative
+
+        def relative(study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
+            asked.append(set(search_space))
+            return original(study, trial, search_space)
+
+        inner.sample_relative = relative  # type: ignore[method-assign]
+        return inner
+
+    def propose(number: int) -> dict[str, Any] | None:
+        if number % 5 == 4:
+            return {**SEEDS[0], "width": 1 / number, "polish": 1}
+        return {**SEEDS[0], "width": 1 / number} if number % 5 == 3 else None
+
+    study = optuna.create_study(directions=["minimize"] * 2)
+    study.sampler = SeededSampler(space, SEEDS, 0, make, propose=propose, given={"polish": 0})
+    for number in range(25):
+        params = suggest(study.ask(), space)
+        trial = study.trials[number]
+        assert params["polish"] == (number % 5 == 4)
+        study.tell(number, [-100.0, -100.0] if params["polish"] else [1.0 + number, 50.0 - number])
+        assert trial.distributions["polish"] == space["polish"]
+    assert asked and all(names == set(SPACE) for names in asked)

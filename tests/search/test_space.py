@@ -233,6 +233,7 @@ def test_a_span_of_another_space_is_refused() -> None:
         ({"audit": float("nan")}, "audit"),
         ({"seed": -1}, "seed"),
         ({"seeds": 1.5}, "seeds"),
+        ({"polish_steps": 0}, "polish_steps"),
         ({"memory_budget": 0}, "memory_budget"),
         ({"dtype": "float8"}, "dtype"),
     ],
@@ -248,7 +249,13 @@ def test_the_fingerprint_is_plain_data_and_names_every_setting_that_matters() ->
     one = ss.Search()
     assert json.loads(json.dumps(one.fingerprint())) == one.fingerprint()
     assert ss.Search(memory_budget=1).fingerprint() == one.fingerprint()
-    for change in ({"seed": 1}, {"audit": 0.5}, {"fit": ss.FitSettings(steps=7)}, {"families": ("ridge",)}):
+    for change in (
+        {"seed": 1},
+        {"audit": 0.5},
+        {"polish": False},
+        {"fit": ss.FitSettings(steps=7)},
+        {"families": ("ridge",)},
+    ):
         assert ss.Search(**change).fingerprint() != one.fingerprint()
 
 

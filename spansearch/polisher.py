@@ -1,0 +1,181 @@
+"""Polishing in a study: a member of the front is distilled, and kept so where validation confirms it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from spansearch.compose import Composition
+from spansearch.distil import Distillation, Distilled
+from spansearch.errors import SaveError
+from spansearch.evaluate import Measures
+from spansearch.fitter import Rates
+from spansearch.front import hypervolume, non_dominated
+from spansearch.memory import Memory
+from spansearch.outcome import Outcome, failed, loss
+from spansearch.proposal import stored
+from spansearch.search import Constraints, Search
+from spansearch.store import StudentFiles
+from spansearch.workbench import Workbench
+
+EVERY = 6  # trials; the last of them, which would be the sampler's, polishes instead
+HOPE = 0.5  # what is left of a divergence where polishing does some good
+REFERENCE = (1.0, 1.0)  # of the hypervolume of (flops_ratio, divergence)
+LEAST = 3e-5  # of it, to be worth a polish: a divergence of .001 halved over 6% of the flops
+LOOKS = 20  # at the held-out examples, of a whole polish
+HOPELESS = 2  # polishes that failed, before any came to a model: no gradient, a loss without its labels
+KEPT = ("student_params", "widths", "main", "depth")  # of what is said of the member
+Found = tuple[int, Outcome]
+
+
+def is_turn(turn: int) -> bool:
+    """Does a trial polish?
+
+    Args:
+        turn: trials since the seeds; every second one is the sampler's, and every third of those polishes.
+    """
+    return turn >= 0 and turn % EVERY == EVERY - 1
+
+
+class Polisher:
+    """Polishes members of one study's front, each once.
+
+    Args:
+        bench: teacher and data.
+        settings: the search's settings.
+        files: where students are kept.
+        memory: what the finished trials taught.
+        rates: learning rates known so far.
+        constraints: members that fulfil them come first.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        settings: Search,
+        files: StudentFiles,
+        memory: Memory,
+        rates: Rates,
+        constraints: Constraints,
+    ) -> None:
+        self.bench, self.settings, self.files = bench, settings, files
+        self.memory, self.rates, self.constraints = memory, rates, constraints
+
+    def choose(self) -> int | None:
+        """The trial whose model promises most: the hypervolume of (flops_ratio, divergence) would grow most
+        if its divergence halved. None where nothing is left that is worth it.
+
+        Follows from the finished trials alone: until another one is finished it stays the same.
+        """
+        tried = self.memory.polished.values()
+        if len(tried) >= HOPELESS and all(outcome.state == "failed" for outcome in tried):
+            return None
+        found = list(self._measured())
+        if self.constraints.limits:
+            good = [one for one in found if self.constraints.fulfilled(_of(one))]
+            choice = _most_promising(good, self.memory)
+            if choice is not None:
+                return choice
+        return _most_promising(found, self.memory)
+
+    def carry_out(self, number: int | None) -> Outcome:
+        """Polish the model of a trial that was chosen, and measure it.
+
+        Returns:
+            ``complete`` where its divergence is lower and its score drop is no higher on validation; else the
+            outcome of that trial, as a duplicate. Whatever goes wrong makes it ``failed``.
+        """
+        known = next((outcome for n, outcome in self._measured() if n == number), None)
+        if number is None or known is None:
+            return Outcome("failed", details={"reason": "There is no model left that is worth a polish."})
+        started = time.perf_counter()
+        seconds = {"fitting": 0.0, "evaluating": 0.0}
+        details: dict[str, Any] = {"seconds": seconds, "polish": {"of": number}}
+        details.update({key: known.details[key] for key in KEPT if key in known.details})
+        try:
+            outcome = self._carry_out(known, details, seconds)
+        except SaveError:
+            raise
+        except Exception as error:  # its file is gone; or of the model, the score or the loss of the user's
+            outcome = replace(failed(error, details), recipe=known.recipe)
+        seconds["total"] = time.perf_counter() - started
+        return outcome
+
+    def _carry_out(self, known: Outcome, details: dict[str, Any], seconds: dict[str, float]) -> Outcome:
+        before, started = known.measures, time.perf_counter()
+        assert before is not None
+        composed, model = stored(self.bench, self.files, known.recipe, known.details["student"])
+        report = self._distilled(model, before)
+        composed = composed.trained(model, self.bench.teacher)
+        seconds["fitting"] = time.perf_counter() - started
+        # as it will be loaded: the trained model itself may hold what no file does
+        measures = self.bench.validation.measure(composed.model(self.bench.teacher))
+        seconds["evaluating"] = time.perf_counter() - started - seconds["fitting"]
+        details["polish"].update(report.to_json())
+        details["unpolished"] = {"score": before.score, "divergence": before.divergence}
+        if measures.divergence < before.divergence and loss(measures) <= loss(before):
+            details["student"] = self._save(known, composed)
+            return Outcome("complete", measures, details, known.recipe)
+        details["polished"] = {"score": measures.score, "divergence": measures.divergence}
+        details["student"], details["duplicate_of"] = known.details["student"], details["polish"]["of"]
+        return Outcome("complete", before, details, known.recipe)
+
+    def _distilled(self, model: Any, before: Measures) -> Distilled:
+        bench, steps = self.bench, self.settings.polish_steps
+        training = Distillation(
+            model,
+            bench.teacher,
+            bench.evidence.calibration,
+            bench.validation.divergence_kind,
+            self.settings.fit.batch_size,
+            self.settings.seed,
+        )
+        # how far a model has to go decides on its rate: one for each power of ten
+        size = math.floor(math.log10(max(before.divergence, 1e-12)))
+        rate = self.rates.of(f"polish 1e{size}", lambda: training.find_rate(steps))
+        return training.run(rate, replace(self.settings.fit, steps=steps, check_every=max(1, steps // LOOKS)))
+
+    def _save(self, known: Outcome, composed: Composition) -> dict[str, str]:
+        origin = {
+            "polished": known.details["student"],
+            "search": self.settings.fingerprint(),
+            **self.bench.fingerprint,
+        }
+        spans = [self.bench.found[one.start, one.stop] for one in known.recipe]
+        return self.files.save(origin, composed.state(spans))
+
+    def _measured(self) -> Iterator[Found]:
+        """The models measured, polished ones under the number of the trial that they were made of."""
+        for number, outcome in self.memory.seen.values():
+            if outcome.measures is not None:
+                yield number, outcome
+        for number, outcome in self.memory.polished.items():
+            if outcome.polished and outcome.measures is not None:
+                yield number, outcome
+
+
+def _most_promising(found: list[Found], memory: Memory) -> int | None:
+    """The trial that promises most of those on the front of (flops, loss) that were not polished so far."""
+    front = [found[k] for k in non_dominated([(_of(one).flops, loss(_of(one))) for one in found])]
+    points = [_point(one) for one in front]
+    now = hypervolume(points, REFERENCE)
+    gains = {}
+    for k, (number, _) in enumerate(front):
+        if number not in memory.polished:
+            flops, divergence = points[k]
+            better = [*points[:k], (flops, HOPE * divergence), *points[k + 1 :]]
+            gains[number] = hypervolume(better, REFERENCE) - now
+    best = max(gains, key=gains.__getitem__, default=None)
+    return best if best is not None and gains[best] >= LEAST else None
+
+
+def _of(one: Found) -> Measures:
+    assert one[1].measures is not None
+    return one[1].measures
+
+
+def _point(one: Found) -> tuple[float, float]:
+    return _of(one).flops_ratio, _of(one).divergence
