@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from spansearch.batches import Batch, arguments, batch_size, cloned, head
 from spansearch.cost import Cost, cost
 from spansearch.divergence import Divergence, difference
 from spansearch.errors import DataError
+from spansearch.latency import Latency
 from spansearch.task import Split, Task
 
 
@@ -26,6 +27,8 @@ class Measures:
         score, score_drop: in the task's metric; the teacher's score minus the model's.
         divergence: from the teacher's output: KL in nats per prediction, or relative squared error.
         flops, params: of one example; flops_ratio, params_ratio: of the teacher's.
+        latency_s, latency_ratio: median seconds for a batch, and as a share of the teacher's in the same
+            rounds (latency.py); None where it was not measured.
     """
 
     score: float
@@ -35,9 +38,15 @@ class Measures:
     params: int
     flops_ratio: float
     params_ratio: float
+    latency_s: float | None = None
+    latency_ratio: float | None = None
 
     def to_json(self) -> dict[str, float]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def timed(self, latency: Latency) -> Measures:
+        """With a latency that was measured."""
+        return replace(self, latency_s=latency.seconds, latency_ratio=latency.ratio)
 
 
 class Evaluator:

@@ -103,7 +103,7 @@ class Loop:
         if len(self.rates.known) > self._rates:
             self._rates = len(self.rates.known)
             self.study.set_user_attr("rates", self.rates.known)
-        tell(self.study, trial, splice, outcome, self.constraints)
+        tell(self.study, trial, splice, outcome, self.constraints, self.space.settings.cost)
         self.memory.learn(trial.number, splice, outcome)
         if splice is not None and outcome.details.get("refused_by_replay"):
             self.space.refuse(splice.span_name)  # only now: a resumed study knows of finished trials alone

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from spansearch.errors import SpanSearchError, pass_on_stop
+from spansearch.errors import SpanSearchError, StudyError, pass_on_stop
 from spansearch.evaluate import Measures
 from spansearch.recipe import Recipe, Splice
 from spansearch.students import families
@@ -47,10 +47,9 @@ class Outcome:
             getattr(families.get(one.family), "gradient", True) for one in self.recipe
         )
 
-    @property
-    def values(self) -> tuple[float, float] | None:
-        """(loss, flops) as told to Optuna."""
-        return (loss(self.measures), float(self.measures.flops)) if self.measures is not None else None
+    def values(self, cost: str = "flops") -> tuple[float, float] | None:
+        """(loss, cost) as told to Optuna; the cost is the search's: flops, params or latency."""
+        return (loss(self.measures), value(self.measures, cost)) if self.measures is not None else None
 
 
 def failed(error: Exception, details: dict[str, Any] | None = None) -> Outcome:
@@ -67,3 +66,18 @@ def loss(measures: Measures) -> float:
     drop, or one lucky model would hide all that are closer to the teacher.
     """
     return max(0.0, measures.score_drop) + TIE * measures.divergence / (1 + measures.divergence)
+
+
+def value(measures: Measures, name: str) -> float:
+    """A measure by name, as models are compared by it: a score drop as the loss, ``latency`` as the ratio to
+    the teacher's in the same rounds, because machines get faster and slower from trial to trial.
+
+    Raises:
+        StudyError: it was not measured.
+    """
+    if name == "score_drop":
+        return loss(measures)
+    found = measures.latency_ratio if name == "latency" else getattr(measures, name)
+    if found is None:
+        raise StudyError(f"{name} was not measured of this model.")
+    return float(found)

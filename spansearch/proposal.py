@@ -68,12 +68,24 @@ class Proposals:
                 outcome = self._carry_out(one, self.space.span(one), details, seconds)
             else:
                 outcome = self._compose(one, plan, details, seconds)
+            outcome = self.timed(outcome)
         except StudyError:
             raise
         except Exception as error:  # ours, or of a family, a score or a model of the user's
             outcome = failed(error, details)
         seconds["total"] = time.perf_counter() - started
         return outcome
+
+    def timed(self, outcome: Outcome) -> Outcome:
+        """With the latency of its model, as it is loaded, where the search asks for that; its time counts as
+        evaluating."""
+        if outcome.measures is None or not self.settings.timed:
+            return outcome
+        with _added(outcome.details["seconds"], "evaluating"):
+            model = rebuild(self.bench, self.files, outcome.recipe, outcome.details["student"])
+            latency = self.bench.latency(model)
+        details = {**outcome.details, "latency": latency.to_json()}
+        return replace(outcome, measures=outcome.measures.timed(latency), details=details)
 
     def _compose(
         self, one: Splice, plan: Plan, details: dict[str, Any], seconds: dict[str, float]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -13,12 +14,12 @@ from torch import nn
 from spansearch.errors import StudyError
 from spansearch.evaluate import Measures
 from spansearch.front import hypervolume, non_dominated
-from spansearch.outcome import Outcome, loss
+from spansearch.outcome import Outcome, value
 from spansearch.recipe import Splice
 from spansearch.search import Constraints
 
-MEASURES = ("flops", "params", "score_drop", "divergence", "flops_ratio", "params_ratio")
-COSTS = ("flops", "params", "flops_ratio", "params_ratio")
+COSTS = ("flops", "params", "latency", "flops_ratio", "params_ratio", "latency_ratio")
+MEASURES = (*COSTS[:3], "score_drop", "divergence", *COSTS[3:])
 StoredTrial = tuple[int, Splice | None, Outcome]
 Load = Callable[[Splice | None, Outcome], nn.Module]
 """Makes a trial's model."""
@@ -37,6 +38,7 @@ class Member:
         feasible: it fulfils the search's constraints, on validation; True where there are none.
         gradient: a gradient step was taken for it: a student was fitted by gradient, or it was polished.
         polished: it was.
+        latency: how it was timed, where it was: what Latency.to_json gives.
         widths: each student's size as a share of what width 1 gives in its span; 1 where it has no sizes.
         student_params: parameters of each splice's student.
     """
@@ -50,7 +52,13 @@ class Member:
     feasible: bool = True
     gradient: bool = False
     polished: bool = False
+    latency: Mapping[str, Any] | None = None
     _load: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def slower(self) -> bool:
+        """Does it cost fewer flops than the teacher and yet take longer, beyond what chance explains?"""
+        return self.latency is not None and self.measures.flops_ratio < 1 < self.latency["ratio_ci95"][0]
 
     def load(self) -> nn.Module:
         """The spliced model, in eval mode, on the study's device: an object of the teacher's class.
@@ -89,9 +97,18 @@ class Member:
             "feasible": self.feasible,
             "gradient": self.gradient,
             "polished": self.polished,
+            **self._timed,
             "test": self.test,
             "splices": splices,
         }
+
+    @property
+    def _timed(self) -> dict[str, Any]:
+        m, latency = self.measures, self.latency
+        if m.latency_s is None:
+            return {}
+        interval = latency["ratio_ci95"] if latency is not None else None
+        return {"latency_s": m.latency_s, "latency_ratio": m.latency_ratio, "latency_ratio_ci95": interval}
 
 
 @dataclass(frozen=True)
@@ -123,16 +140,9 @@ class Front(Sequence[Member]):
 
 COLUMNS = (
     *("trial", "flops", "flops_ratio", "params", "params_ratio", "score", "score_drop", "divergence"),
-    *(
-        "feasible",
-        "gradient",
-        "polished",
-        "test_score",
-        "test_score_drop",
-        "test_ci95_low",
-        "test_ci95_high",
-        "test_divergence",
-    ),
+    *("feasible", "gradient", "polished"),
+    *("latency_s", "latency_ratio", "latency_ratio_ci95_low", "latency_ratio_ci95_high"),
+    *("test_score", "test_score_drop", "test_ci95_low", "test_ci95_high", "test_divergence"),
     *("test_differs_from_cheaper", "splices"),
 )
 
@@ -140,10 +150,12 @@ COLUMNS = (
 def _row(member: Member) -> dict[str, Any]:
     row = member.to_json()
     test = dict(row.pop("test") or {})
-    low, high = test.pop("ci95", None) or (None, None)
-    row.update(
-        {f"test_{name}": value for name, value in test.items()}, test_ci95_low=low, test_ci95_high=high
-    )
+    for name, interval in (
+        ("test_ci95", test.pop("ci95", None)),
+        ("latency_ratio_ci95", row.pop("latency_ratio_ci95", None)),
+    ):
+        row[f"{name}_low"], row[f"{name}_high"] = interval or (None, None)
+    row.update({f"test_{name}": value for name, value in test.items()})
     return {**row, "splices": "; ".join(map(str, member.splices))}
 
 
@@ -159,12 +171,14 @@ def select(
     ones the lower divergence is better.
 
     Raises:
-        StudyError: x or y is no recorded measure.
+        StudyError: x or y is no recorded measure, or was not measured of every model.
     """
+    complete = [t for t in trials if t[2].measures is not None and "duplicate_of" not in t[2].details]
     for name in (x, y):
         if name not in MEASURES:
             raise StudyError(f"No recorded measure is called {name!r}. Choose from: {', '.join(MEASURES)}.")
-    complete = [t for t in trials if t[2].measures is not None and "duplicate_of" not in t[2].details]
+        if name.startswith("latency"):
+            _require_timed(complete)
     chosen = _best(complete, x, y)
     if constraints is not None and constraints.limits:
         near = nearest(complete, constraints)
@@ -173,6 +187,15 @@ def select(
         chosen += [t for t in more if t not in chosen]
         chosen.sort(key=lambda t: (_value(t[2].measures, x), _value(t[2].measures, y), t[0]))
     return chosen
+
+
+def _require_timed(trials: Sequence[StoredTrial]) -> None:
+    missing = sum(t[2].measures is None or t[2].measures.latency_ratio is None for t in trials)
+    if missing:
+        raise StudyError(
+            f"Latency was not measured of {missing} of the {len(trials)} models of this study. Models are "
+            "timed in a study with Search(cost='latency') or a max_latency; it needs a directory of its own."
+        )
 
 
 def nearest(trials: Sequence[StoredTrial], constraints: Constraints) -> StoredTrial | None:
@@ -194,7 +217,7 @@ def _best(trials: Sequence[StoredTrial], x: str, y: str) -> list[StoredTrial]:
 
 def _value(measures: Measures | None, name: str) -> float:
     assert measures is not None
-    return loss(measures) if name == "score_drop" else float(getattr(measures, name))
+    return value(measures, name)
 
 
 def members_of(
@@ -212,6 +235,7 @@ def members_of(
             constraints.fulfilled(outcome.measures),
             outcome.gradient,
             outcome.polished,
+            outcome.details.get("latency"),
             partial(load, splice, outcome),
         )
         for number, splice, outcome in chosen
@@ -220,9 +244,8 @@ def members_of(
 
 
 def about(trials: Sequence[StoredTrial], constraints: Constraints) -> dict[str, Any]:
-    """The constraints of a study as plain data: ``limits`` in units of the score and shares of the teacher's,
-    how many models they are ``fulfilled_by``; where that is none, the ``nearest`` trial and what it exceeds.
-    """
+    """The constraints of a study as plain data: ``limits`` (Constraints.limits says in which units), how
+    many models they are ``fulfilled_by``; where that is none, the ``nearest`` trial and what it exceeds."""
     measures = [
         o.measures for _, _, o in trials if o.measures is not None and "duplicate_of" not in o.details
     ]
@@ -234,6 +257,11 @@ def about(trials: Sequence[StoredTrial], constraints: Constraints) -> dict[str, 
     return {"limits": dict(constraints.limits), "fulfilled_by": count, "nearest": told}
 
 
+def cost_of(attributes: Mapping[str, Any]) -> str:
+    """What a study searches to make low beside the loss, from the user attributes of its Optuna study."""
+    return str(attributes.get("fingerprint", {}).get("search", {}).get("cost", "flops"))
+
+
 def summarise(
     name: str,
     trials: Sequence[StoredTrial],
@@ -243,12 +271,19 @@ def summarise(
 ) -> dict[str, Any]:
     """The study's figures beside its front, as plain data.
 
+    Args:
+        attributes: the user attributes of its Optuna study.
+
     Of its seconds, ``search`` is what is left of the total: asking, bookkeeping, storing, and the loop
     itself. The hypervolumes are those of all models, ``closed_form`` of those made without a gradient step.
     """
     described = attributes.get("teacher", {})
     teacher = {key: described[key] for key in ("flops", "params", "score", "test_score") if key in described}
     outcomes = [outcome for _, _, outcome in trials]
+    latencies = [o.details["latency"] for o in outcomes if "latency" in o.details]
+    if latencies:
+        teacher["latency_s"] = median(latency["teacher_seconds"] for latency in latencies)
+        teacher["latency_examples"] = latencies[0]["examples"]
     count = {state: sum(o.state == state for o in outcomes) for state in ("complete", "pruned", "failed")}
     spent = dict(attributes.get("seconds", {}))
     used = sum(spent.get(key, 0.0) for key in ("fitting", "evaluating", "preparing"))
@@ -258,11 +293,12 @@ def summarise(
     fits = [
         o.details["seconds"]["fitting"] for o in outcomes if "fit" in o.details and "seconds" in o.details
     ]
+    cost = cost_of(attributes)
     reference = max(1.0, abs(float(teacher.get("score", 1.0))))
     closed_forms = [outcome for outcome in outcomes if not outcome.gradient]
     return {
         "study": name,
-        "objectives": ["loss", "flops"],
+        "objectives": ["loss", cost],
         "teacher": teacher,
         "trials": {**count, "running": running},
         "seconds": {
@@ -273,8 +309,8 @@ def summarise(
             "search": max(0.0, spent.get("total", 0.0) - used),
         },
         "hypervolume": {
-            **_hypervolumes(outcomes, reference),
-            "closed_form": _hypervolumes(closed_forms, reference),
+            **_hypervolumes(outcomes, cost, reference),
+            "closed_form": _hypervolumes(closed_forms, cost, reference),
             "reference": [1.0, reference, 1.0],
         },
         "pruning": {
@@ -286,11 +322,13 @@ def summarise(
     }
 
 
-def _hypervolumes(outcomes: Sequence[Outcome], reference: float) -> dict[str, float]:
+def _hypervolumes(outcomes: Sequence[Outcome], cost: str, reference: float) -> dict[str, float]:
     """By the two measures that it is of; ``reference``: of the score drop."""
-    found = [o.measures for o in outcomes if o.measures is not None]
-    drops = [(m.flops_ratio, max(0.0, m.score_drop)) for m in found]
-    return {
-        "flops_ratio, score_drop": hypervolume(drops, (1.0, reference)),
-        "flops_ratio, divergence": hypervolume([(m.flops_ratio, m.divergence) for m in found], (1.0, 1.0)),
-    }
+    measured = [outcome.measures for outcome in outcomes if outcome.measures is not None]
+    volumes = {}
+    for ratio in dict.fromkeys(("flops_ratio", f"{cost}_ratio")):
+        for other, worst in (("score_drop", reference), ("divergence", 1.0)):
+            known = (m for m in measured if getattr(m, ratio) is not None)
+            points = [(value(m, ratio), max(0.0, getattr(m, other))) for m in known]
+            volumes[f"{ratio}, {other}"] = hypervolume(points, (1.0, worst))
+    return volumes

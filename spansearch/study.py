@@ -21,7 +21,16 @@ from spansearch.loop import Loop, OnTrial
 from spansearch.outcome import Outcome
 from spansearch.proposal import rebuild
 from spansearch.recipe import Splice
-from spansearch.results import Front, StoredTrial, about, cheapest_first, members_of, select, summarise
+from spansearch.results import (
+    Front,
+    StoredTrial,
+    about,
+    cheapest_first,
+    cost_of,
+    members_of,
+    select,
+    summarise,
+)
 from spansearch.search import Constraints, Search, Space
 from spansearch.spans import Spans
 from spansearch.store import (
@@ -102,7 +111,8 @@ class Study:
             directory: of the run; for a file only.
             seed: in place of the study file's; of a directory in place of the run's.
             storage: as above; of a directory in place of the run's.
-            limits: max_score_drop, max_flops, max_params in place of the study file's or the run's.
+            limits: max_score_drop, max_flops, max_params, max_latency in place of the study file's or the
+                run's.
             device, track: as above.
 
         Raises:
@@ -177,7 +187,7 @@ class Study:
 
     def front(
         self,
-        x: str = "flops",
+        x: str | None = None,
         y: str = "score_drop",
         split: Literal["validation", "test"] = "validation",
         closed_form: bool = False,
@@ -185,8 +195,10 @@ class Study:
         """The members no other model beats in both measures, selected on validation.
 
         Args:
-            x, y: recorded measures: flops, params, score_drop, divergence. A score_drop is ranked as the
-                search's loss: a drop below 0 counts as 0, and of equal drops the lower divergence is better.
+            x, y: recorded measures: flops, params, score_drop, divergence, and latency where models were
+                timed; x is by default the search's cost, mostly flops. A score_drop is ranked as the search's
+                loss: a drop below 0 counts as 0, and of equal drops the lower divergence is better. Latency
+                is ranked by its ratio to the teacher's.
             split: ``test`` reads the test split, scores the members on it where that has not happened yet,
                 and remembers it; it never changes who is a member.
             closed_form: only of the models that were made without a gradient step.
@@ -202,8 +214,9 @@ class Study:
         except NoStudyError:
             return []
 
-    def _front(self, x: str, y: str, split: str, closed_form: bool) -> Front:
+    def _front(self, x: str | None, y: str, split: str, closed_form: bool) -> Front:
         study = self.optuna
+        x = x or cost_of(study.user_attrs)
         finished = study.get_trials(deepcopy=False, states=FINISHED)
         trials: list[StoredTrial] = [(trial.number, *outcome_of(trial)) for trial in finished]
         searched = study.user_attrs.get("fingerprint", {}).get("search", {})

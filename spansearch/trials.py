@@ -19,7 +19,7 @@ from spansearch.spans import Spans
 
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 FINISHED = tuple(STATES.values())
-KEPT_BY_DUPLICATES = ("student", "student_params", "widths", "main", "depth", "reason")
+KEPT_BY_DUPLICATES = ("student", "student_params", "widths", "main", "depth", "reason", "latency")
 
 
 def suggest(trial: Trial, space: Space) -> dict[str, Any]:
@@ -42,7 +42,12 @@ def duplicate(number: int, outcome: Outcome) -> Outcome:
 
 
 def tell(
-    study: optuna.Study, trial: Trial, splice: Splice | None, outcome: Outcome, constraints: Constraints
+    study: optuna.Study,
+    trial: Trial,
+    splice: Splice | None,
+    outcome: Outcome,
+    constraints: Constraints,
+    cost: str = "flops",
 ) -> None:
     """Write everything about a trial, then tell it: a finished trial is complete in itself.
 
@@ -59,7 +64,7 @@ def tell(
     for name, value in constraints.values(outcome.measures).items():
         if name not in known:
             trial.set_constraint(name, value)
-    study.tell(trial, outcome.values, state=STATES[outcome.state], skip_if_finished=True)
+    study.tell(trial, outcome.values(cost), state=STATES[outcome.state], skip_if_finished=True)
 
 
 def outcome_of(trial: FrozenTrial) -> tuple[Splice | None, Outcome]:

@@ -17,6 +17,7 @@ from spansearch.calibration import Calibration, Track, untracked
 from spansearch.errors import SpanError, TaskError
 from spansearch.evaluate import Evaluator
 from spansearch.evidence import Evidence
+from spansearch.latency import Latency, measure_latency, of_size
 from spansearch.record import Recording, record
 from spansearch.screen import Screening
 from spansearch.spans import Reach, Rejected, Span, Spans, Verifier, find_spans
@@ -48,7 +49,7 @@ class Workbench:
     Args:
         task: what the user brought.
         directory: the run's directory.
-        settings: a Search; only resolution, held_out, seed, memory_budget and dtype are read.
+        settings: a Search; only resolution, held_out, seed, memory_budget, dtype and latency_batch are read.
         device: "auto", or what torch.device takes.
         track: shows progress.
     """
@@ -167,6 +168,11 @@ class Workbench:
     @cached_property
     def validation(self) -> Evaluator:
         return Evaluator(self.task, self.teacher, "validation", self.device)
+
+    def latency(self, model: nn.Module) -> Latency:
+        """How long a model takes for a batch of validation, in turns with the teacher."""
+        batch = of_size(self.validation.batches[0], self.settings.latency_batch)
+        return measure_latency(self.task, model, self.teacher, batch)
 
     @cached_property
     def test(self) -> Evaluator:

@@ -1,5 +1,6 @@
 """One proposal at a time: refused, pruned, fitted, stored, measured."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,16 @@ def test_the_divergence_decides_among_equal_scores_only() -> None:
     assert loss(measures(0.1, 5.0)) > loss(measures(0.1, 0.5)) > loss(measures(0.1, 0.0)) == 0.1
     assert loss(measures(0.1, 1e12)) < loss(measures(0.1 + 1.01 * TIE, 0.0))
     assert loss(measures(-0.2, 0.5)) > loss(measures(0.0, 0.4)) >= 0
-    assert Outcome("complete", measures(0.1, 0.0)).values == (0.1, 10.0)
-    assert Outcome("pruned").values is None
+    assert Outcome("complete", measures(0.1, 0.0)).values() == (0.1, 10.0)
+    assert Outcome("pruned").values() is None
+
+
+def test_the_second_value_told_is_the_cost_that_is_searched_by() -> None:
+    timed = Outcome("complete", replace(measures(0.1, 0.0), params=7, latency_s=3.0, latency_ratio=0.5))
+    told = [timed.values(cost) for cost in ("flops", "params", "latency")]
+    assert told == [(0.1, 10.0), (0.1, 7.0), (0.1, 0.5)]
+    with pytest.raises(ss.StudyError, match="latency was not measured"):
+        Outcome("complete", measures(0.1, 0.0)).values("latency")
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])

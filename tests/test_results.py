@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,17 @@ from spansearch.evaluate import Measures
 from spansearch.front import non_dominated
 from spansearch.outcome import Outcome, loss
 from spansearch.recipe import Splice
-from spansearch.results import COLUMNS, MEASURES, about, cheapest_first, nearest, select, summarise
+from spansearch.results import (
+    COLUMNS,
+    MEASURES,
+    Front,
+    about,
+    cheapest_first,
+    members_of,
+    nearest,
+    select,
+    summarise,
+)
 from spansearch.search import Constraints
 
 KEYS = {
@@ -130,11 +141,12 @@ def test_selection_by_hand() -> None:
     assert [t[0] for t in select(trials, "score_drop", "flops")] == [0, 1, 4]
     assert [t[0] for t in select(trials, "flops", "divergence")] == [4, 0]
     assert select([], "flops", "score_drop") == []
-    for name in ("latency", "", "score"):
+    for name in ("latency_s", "", "score"):
         with pytest.raises(ss.StudyError, match=r"No recorded measure.*Choose from: flops"):
             select(trials, "flops", name)
     for x in MEASURES:
-        assert select(trials, x, x)
+        if not x.startswith("latency"):
+            assert select(trials, x, x)
 
 
 def test_selection_with_constraints_by_hand() -> None:
@@ -155,6 +167,56 @@ def test_selection_with_constraints_by_hand() -> None:
     assert about(trials, asked) == {"limits": {"max_params": 0.5}, "fulfilled_by": 2, "nearest": None}
     assert about([], none)["nearest"] is None
     assert cheapest_first(select(trials, "score_drop", "flops"), "score_drop", "flops") == ["3", "0"]
+
+
+def timed(number: int, drop: float, ratio: float, flops: int = 50, low: float | None = None) -> Any:
+    found = replace(measures(drop, flops), latency_s=ratio * 0.2, latency_ratio=ratio)
+    about = {"ratio_ci95": [low or ratio - 0.01, ratio + 0.01], "teacher_seconds": 0.2, "examples": 8}
+    return trial(number, found, latency=about, student_params=[1], widths=[1.0])
+
+
+def test_a_front_of_latency_by_hand() -> None:
+    trials = [timed(0, 0.0, 1.2), timed(1, 0.1, 0.5, 80), timed(2, 0.2, 0.6, 20), timed(3, 0.0, 1.1, 90)]
+    for name in ("latency", "latency_ratio"):
+        assert [t[0] for t in select(trials, name, "score_drop")] == [1, 3]
+        assert [t[0] for t in select(trials, "score_drop", name)] == [3, 1]
+    assert cheapest_first(trials, "score_drop", "latency") == ["1", "2", "3", "0"]
+    old = trial(4, measures(0.0, 10))
+    assert [t[0] for t in select([*trials, old], "flops", "score_drop")] == [4]
+    for x, y in (("latency", "score_drop"), ("flops", "latency_ratio")):
+        with pytest.raises(ss.StudyError, match=r"not measured of 1 of the 5 models.*cost='latency'"):
+            select([*trials, old], x, y)
+    asked = Constraints({"max_latency": 0.55})
+    assert [t[0] for t in select(trials, "flops", "score_drop", asked)] == [2, 0, 1]
+    assert about(trials, asked)["fulfilled_by"] == 1
+
+
+def test_members_that_are_slower_than_the_teacher_though_cheaper() -> None:
+    trials = [timed(0, 0.0, 1.2), timed(1, 0.0, 1.2, low=0.98), timed(2, 0.0, 0.9), timed(3, 0.0, 1.2, 100)]
+    trials.append(trial(4, measures(0.0, 50), student_params=[1], widths=[1.0]))
+    members = members_of(trials, {}, lambda *_: pytest.fail("loaded"), Constraints({}))
+    assert [member.slower for member in members] == [True, False, False, False, False]
+    first, last = members[0].to_json(), members[4].to_json()
+    assert first["latency_ratio"] == 1.2 and first["latency_s"] == pytest.approx(0.24)
+    assert first["latency_ratio_ci95"] == [1.19, 1.21]
+    assert not [key for key in last if key.startswith("latency")]
+    frame = Front("flops", "score_drop", members, {}).to_dataframe()
+    assert tuple(frame.columns) == COLUMNS
+    assert list(frame["latency_ratio_ci95_low"][:2]) == [1.19, 0.98] and frame["latency_s"].isna()[4]
+
+
+@pytest.mark.parametrize("cost", ["params", "latency"])
+def test_the_summary_of_a_search_for_another_cost(cost: str) -> None:
+    trials = [timed(0, 0.5, 0.5), timed(1, 0.25, 0.75)]
+    found = summarise("name", trials, 0, [], {"fingerprint": {"search": {"cost": cost}}})
+    assert found["objectives"] == ["loss", cost]
+    area = {"params": 0.9 * 0.75, "latency": 0.25 + 0.25 * 0.25}[cost]
+    assert found["hypervolume"][f"{cost}_ratio, score_drop"] == pytest.approx(area)
+    assert found["teacher"] == {"latency_s": 0.2, "latency_examples": 8}
+    assert "flops_ratio, score_drop" in found["hypervolume"]
+    assert summarise("name", [trial(0, measures(0.5, 50))], 0, [], {})["hypervolume"].keys() == {
+        *("flops_ratio, score_drop", "flops_ratio, divergence", "reference"),
+    }
 
 
 def test_the_summary_by_hand() -> None:

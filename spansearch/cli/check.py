@@ -10,7 +10,7 @@ import click
 
 from spansearch.cli.mask_hints import inverted_mask, unused_mask
 from spansearch.cli.options import device_option, directory_option, study_argument
-from spansearch.cli.terminal import console, counted, number, output, table, track
+from spansearch.cli.terminal import console, counted, duration, number, output, share, table, track
 from spansearch.study import Study
 from spansearch.task import SPLITS
 
@@ -62,6 +62,16 @@ def check(study: Path, directory: Path | None, device: str) -> None:
         f"{size / 2**20:.0f} MiB of {sum(recording.count(p) for p in recording.values)} examples{where}",
     )
     rows.add_row("to measure one model", f"{evaluating:.1f} s, beside fitting it")
+    if opened.search.timed:
+        started = time.perf_counter()
+        latency = bench.latency(bench.teacher)
+        low, high = latency.ratio_ci95
+        rows.add_row(
+            "latency",
+            f"{duration(latency.seconds)} for a batch of {latency.examples}; the teacher beside itself came "
+            f"to {share(latency.ratio)} ({share(low)} .. {share(high)}), which took "
+            f"{time.perf_counter() - started:.1f} s",
+        )
     output.print(rows)
     for hint in (unused_mask(opened.task), inverted_mask(opened.task, bench.teacher, bench.device)):
         if hint:

@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 
 from spansearch.cli.options import device_option, directory_option, storage_option, study_argument
-from spansearch.cli.terminal import console, number, output, share, table, track
+from spansearch.cli.terminal import console, duration, number, output, share, table, track
 from spansearch.recipe import described
 from spansearch.results import MEASURES, Front
 from spansearch.study import Study
@@ -21,7 +21,11 @@ from spansearch.study import Study
 @directory_option
 @storage_option
 @device_option
-@click.option("--x", type=click.Choice(MEASURES), default="flops", show_default=True, help="First measure.")
+@click.option(
+    "--x",
+    type=click.Choice(MEASURES),
+    help="First measure [default: the cost that the study searches by, mostly flops].",
+)
 @click.option(
     "--y",
     type=click.Choice(MEASURES),
@@ -40,7 +44,7 @@ def front(
     directory: Path | None,
     storage: str | None,
     device: str,
-    x: str,
+    x: str | None,
     y: str,
     closed_form: bool,
     as_json: bool,
@@ -69,10 +73,12 @@ def print_front(found: Front) -> None:
         output.print("No trial has completed yet: the front is empty.")
         return
     teacher, limits = found.summary["teacher"], found.summary["constraints"]["limits"]
+    timed = any(member.measures.latency_ratio is not None for member in found)
     rows = table(
         ">trial",
         ">flops",
         ">params",
+        *((">latency", "") if timed else ()),
         ">validation drop",
         ">test drop",
         "95% interval",
@@ -89,6 +95,7 @@ def print_front(found: Front) -> None:
             str(member.trial),
             share(m.flops_ratio),
             share(m.params_ratio),
+            *((_ratio(m.latency_ratio), "slower" if member.slower else "") if timed else ()),
             f"{m.score_drop:.4f}",
             f"{test['score_drop']:.4f}" if test else "",
             f"{interval[0]:+.4f} .. {interval[1]:+.4f}" if interval else "",
@@ -115,19 +122,30 @@ def print_front(found: Front) -> None:
             "= On the test split its score cannot be told apart from that of the next cheaper member: a 95% "
             "interval of their difference, both on the same examples, includes 0."
         )
+    if any(member.slower for member in found):
+        output.print("slower: it takes longer than the teacher for a batch, though it costs fewer flops.")
     if limits:
         _print_constraints(found)
     counts = found.summary["trials"]
     on_test = f", on test {teacher['test_score']:.4f}" if teacher.get("test_score") is not None else ""
+    latency = ""
+    if "latency_s" in teacher:
+        latency = f", {duration(teacher['latency_s'])} for a batch of {teacher['latency_examples']}"
     output.print(
         f"\nTeacher: {number(teacher['flops'])} flops, {number(teacher['params'])} parameters, score "
-        f"{teacher['score']:.4f}{on_test}"
+        f"{teacher['score']:.4f}{on_test}{latency}"
         f". Trials: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed. "
         f"{found.summary['seconds']['total']:.0f} s.",
     )
 
 
-WORDS = {"max_score_drop": "score drop", "max_flops": "flops", "max_params": "parameters"}
+WORDS = {
+    "max_score_drop": "score drop",
+    "max_flops": "flops",
+    "max_params": "parameters",
+    "max_latency": "latency",
+    "max_latency_s": "latency",
+}
 
 
 def _print_constraints(found: Front) -> None:
@@ -151,4 +169,10 @@ def _print_constraints(found: Front) -> None:
 
 def _amount(name: str, value: float) -> str:
     """A limit, or by how much it is exceeded, in its units."""
+    if name == "max_latency_s":
+        return duration(value)
     return f"{value:.4g}" if name == "max_score_drop" else f"{share(value)} of the teacher's"
+
+
+def _ratio(ratio: float | None) -> str:
+    return "" if ratio is None else share(ratio)

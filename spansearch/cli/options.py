@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from spansearch.errors import TaskError
-from spansearch.search.constraints import amount
+from spansearch.search.constraints import amount, latency
 
 study_argument = click.argument("study", metavar="STUDY|DIR", type=click.Path(path_type=Path))
 directory_option = click.option(
@@ -37,11 +37,25 @@ class Amount(click.ParamType):
 
     name = "amount"
 
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> float | str:
         try:
-            return amount(value, (param.name if param else None) or "amount")
+            return self.read(value, (param.name if param else None) or "amount")
         except TaskError as error:
             self.fail(str(error).removeprefix("Search: "), param, context)
+
+    def read(self, value: Any, name: str) -> float | str:
+        return amount(value, name)
+
+
+class Time(Amount):
+    """A share of the teacher's, or a time with its unit: 60%, 0.6, 12ms."""
+
+    name = "time"
+
+    def read(self, value: Any, name: str) -> float | str:
+        return latency(value)
 
 
 limit_options = (
@@ -52,6 +66,11 @@ limit_options = (
     ),
     click.option("--max-flops", type=Amount(), help="That cost no more: 50% of the teacher's, or 13.7M."),
     click.option("--max-params", type=Amount(), help="That have no more parameters: 50%, or 1.2M."),
+    click.option(
+        "--max-latency",
+        type=Time(),
+        help="That take no longer for a batch: 60% of the teacher's time, or 12ms. Every model is timed.",
+    ),
 )
 
 

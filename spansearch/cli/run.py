@@ -48,7 +48,7 @@ def run(
     storage: str | None,
     seed: int | None,
     device: str,
-    **limits: float | None,
+    **limits: float | str | None,
 ) -> None:
     """Search for smaller networks until the study has its total of trials, then print the front.
 
@@ -100,7 +100,8 @@ def _line(splice: Splice | None, outcome: Outcome) -> str:
     seconds = outcome.details.get("seconds", {}).get("total", 0.0)
     if polish is not None:
         what = f"{what}trial {polish['of']} polished: "
+    timed = "" if m.latency_ratio is None else f"{share(m.latency_ratio)} of the latency, "
     return (
-        f"{what}{share(m.flops_ratio)} of the flops ({number(m.flops)}), score drop {m.score_drop:.4g}, "
-        f"divergence {m.divergence:.3g}, {seconds:.1f} s"
+        f"{what}{share(m.flops_ratio)} of the flops ({number(m.flops)}), {timed}"
+        f"score drop {m.score_drop:.4g}, divergence {m.divergence:.3g}, {seconds:.1f} s"
     )

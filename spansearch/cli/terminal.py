@@ -94,6 +94,14 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def duration(seconds: float) -> str:
+    """A short time: 1.2 s, 12.3 ms, 85 us."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if abs(seconds) >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
 def counted(legal: int, refused: int, replayed: bool = True) -> str:
     """How many spans there are, in the words of every command."""
     return f"{legal} legal spans{' (replayed across inputs)' if replayed else ''}, {refused} refused"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,15 @@ from typing import Any
 from spansearch.errors import TaskError
 from spansearch.evaluate import Measures
 
-NAMES = ("max_score_drop", "max_flops", "max_params")
-MEASURES = {"max_score_drop": "score_drop", "max_flops": "flops_ratio", "max_params": "params_ratio"}
+NAMES = ("max_score_drop", "max_flops", "max_params", "max_latency")
+MEASURES = {
+    "max_score_drop": "score_drop",
+    "max_flops": "flops_ratio",
+    "max_params": "params_ratio",
+    "max_latency": "latency_ratio",
+    "max_latency_s": "latency_s",
+}
+UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 PREFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
 UNMEASURED = 1.0  # as bad as a model of twice the teacher's cost: nothing says that it is feasible
 SLACK = 1e-9  # 0.95 - 0.94 is a drop of 0.01
@@ -60,12 +68,42 @@ def drop(value: Any) -> float:
     return found
 
 
+def latency(value: Any) -> float | str:
+    """What max_latency means: a share of the teacher's up to 1, or a time, as text in seconds: ``0.012s``.
+
+    Args:
+        value: 0.6, "60%", "12ms", "0.8s", "500us".
+
+    Raises:
+        TaskError: it is neither.
+    """
+    found = math.nan
+    text = value.strip() if isinstance(value, str) else ""
+    timed = re.fullmatch(r"(.*?)\s*(s|ms|us)", text)
+    try:
+        if timed:
+            found = float(timed[1]) * UNITS[timed[2]]
+        elif text.endswith("%"):
+            found = float(text[:-1]) / 100
+        elif not isinstance(value, bool):
+            found = float(value)
+    except (TypeError, ValueError):
+        pass
+    if not 0 < found < math.inf or (not timed and found > 1):
+        raise TaskError(
+            "Search: max_latency must be a share of the teacher's (0.6 or 60%) or a time for a batch with "
+            f"its unit (12ms, 0.8s), got {value!r}."
+        )
+    return f"{found:.12g}s" if timed else found
+
+
 @dataclass(frozen=True)
 class Constraints:
     """What models of a study must not exceed.
 
     Attributes:
-        limits: by name of the setting: a score drop, or a share of the teacher's flops or parameters.
+        limits: by name of the setting: a score drop, or a share of the teacher's flops, parameters or
+            latency; a latency that was given as a time is called ``max_latency_s``, in seconds.
         scale: score drops are divided by it to be compared with such shares.
     """
 
@@ -83,7 +121,9 @@ class Constraints:
         limits: dict[str, float] = {}
         for name in NAMES:
             limit = settings.get(name)
-            if limit is not None:
+            if isinstance(limit, str):
+                limits[f"{name}_s"] = float(limit.removesuffix("s"))
+            elif limit is not None:
                 counted = name != "max_score_drop" and limit > 1
                 limits[name] = limit / max(1, teacher[name.removeprefix("max_")]) if counted else limit
         return cls(limits, abs(float(teacher.get("score", 1.0))) or 1.0)
@@ -95,8 +135,7 @@ class Constraints:
 
     def exceeded(self, measures: Measures) -> dict[str, float]:
         """The limits that a model breaks, and by how much, in the units of ``limits``."""
-        beyond = {name: getattr(measures, MEASURES[name]) - limit for name, limit in self.limits.items()}
-        return {name: by for name, by in beyond.items() if by > SLACK}
+        return {name: by for name, by in self._beyond(measures).items() if by > SLACK}
 
     def fulfilled(self, measures: Measures) -> bool:
         return not self.exceeded(measures)
@@ -109,13 +148,28 @@ class Constraints:
         """
         if measures is None:
             return dict.fromkeys(self.limits, UNMEASURED)
-        broken = self.exceeded(measures)
-        told = {}
-        for name, limit in self.limits.items():
-            by = broken.get(name, min(0.0, getattr(measures, MEASURES[name]) - limit))
-            told[name] = by / self.scale if name == "max_score_drop" else by
-        return told
+        return {
+            name: (by if by > SLACK else min(0.0, by)) / self._unit(name, measures)
+            for name, by in self._beyond(measures).items()
+        }
 
     def violation(self, measures: Measures) -> float:
         """How far a model is from fulfilling all: 0 where it does."""
         return sum(max(0.0, value) for value in self.values(measures).values())
+
+    def _beyond(self, measures: Measures) -> dict[str, float]:
+        """By how much a model exceeds each limit, below 0 where it keeps to it; UNMEASURED where that is not
+        known."""
+        found = {name: getattr(measures, MEASURES[name]) for name in self.limits}
+        return {
+            name: UNMEASURED if found[name] is None else found[name] - limit
+            for name, limit in self.limits.items()
+        }
+
+    def _unit(self, name: str, measures: Measures) -> float:
+        """What an excess is divided by, to be compared with shares of the teacher's."""
+        if name == "max_score_drop":
+            return self.scale
+        if name == "max_latency_s" and measures.latency_s and measures.latency_ratio:
+            return measures.latency_s / measures.latency_ratio
+        return 1.0

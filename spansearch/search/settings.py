@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from spansearch.errors import FamilyError, TaskError
 from spansearch.fit import FitSettings
-from spansearch.search.constraints import NAMES, amount, drop
+from spansearch.search.constraints import NAMES, amount, drop, latency
 from spansearch.search.inner_samplers import SAMPLERS, Sampler
 from spansearch.students import check_width, family
 
@@ -24,6 +24,10 @@ FAMILIES = (
     "conv",
     "attention",
 )
+Cost = Literal["flops", "params", "latency"]
+COSTS: tuple[Cost, ...] = ("flops", "params", "latency")
+ADDED = {"max_latency": None, "cost": "flops", "latency_batch": None}
+"""Settings that came later, with what studies did before: a study without them goes on under them."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,17 @@ class Search:
             processes), ``random``.
         max_score_drop: models should not lose more, in units of the score, on validation.
         max_flops, max_params: nor cost more: up to 1 (or "50%") a share of the teacher's, above a number.
+        max_latency: nor take longer for a batch: a share of the teacher's (0.6 or "60%") or a time ("12ms").
+        cost: what is to become low beside the score drop: ``flops``, ``params`` or ``latency``.
+        latency_batch: examples in the batch that latency is measured on, e.g. 1; None takes validation's
+            first batch as it is.
         memory_budget: bytes of recorded activations in memory, at most half of it, and of the matrices of
             screening; more activations go to files in the run's directory.
         dtype: in which activations are stored.
+
+    With cost="latency" or max_latency the model of every trial is timed beside the teacher, otherwise none
+    is. Times vary, and what is proposed follows from them: such a study is not repeated bit for bit, and one
+    that was stopped makes other trials than one that was not.
 
     Raises:
         TaskError, FamilyError: at once, where a setting is out of its range.
@@ -74,6 +86,9 @@ class Search:
     max_score_drop: float | None = None
     max_flops: float | str | None = None
     max_params: float | str | None = None
+    max_latency: float | str | None = None
+    cost: Cost = "flops"
+    latency_batch: int | None = None
     memory_budget: int = 4 << 30
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
@@ -110,9 +125,23 @@ class Search:
         for name in ("max_flops", "max_params"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, amount(getattr(self, name), name))
+        if self.max_latency is not None:
+            object.__setattr__(self, "max_latency", latency(self.max_latency))
+        if self.cost not in COSTS:
+            raise TaskError(f"Search: cost must be one of {', '.join(COSTS)}, got {self.cost!r}.")
+        batch = self.latency_batch
+        if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
+            raise TaskError(
+                f"Search: latency_batch must be a whole number of at least 1, or None, got {batch!r}."
+            )
 
     @property
-    def limits(self) -> dict[str, float]:
+    def timed(self) -> bool:
+        """Is the latency of models measured?"""
+        return self.cost == "latency" or self.max_latency is not None
+
+    @property
+    def limits(self) -> dict[str, float | str]:
         """The constraints that are given, by name."""
         return {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
 
@@ -125,4 +154,7 @@ class Search:
         """
         fields = asdict(self)
         del fields["memory_budget"]  # where activations lie does not change them
+        for name, default in ADDED.items():
+            if fields[name] == default:
+                del fields[name]
         return json.loads(json.dumps(fields))

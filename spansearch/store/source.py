@@ -31,7 +31,7 @@ class Source:
     file: Path
     seed: int | None = None
     storage: str | None = None
-    limits: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float | str] = field(default_factory=dict)
 
 
 def remember_source(directory: Path, source: Source) -> None:

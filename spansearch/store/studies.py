@@ -15,7 +15,7 @@ from spansearch.errors import StudyError
 from spansearch.store.database import DATABASE, open_storage, shown
 from spansearch.store.source import run_beside
 
-OBJECTIVES = ("loss", "flops")
+OBJECTIVES = 2  # the loss, and a cost
 
 
 class NoStudyError(StudyError):
@@ -62,9 +62,7 @@ def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping
     elif names and url is None:
         raise StudyError(f"{_other(url, directory, names)} Give this one another --dir.")
     else:
-        study = optuna.create_study(
-            study_name=name, storage=storage, directions=["minimize"] * len(OBJECTIVES)
-        )
+        study = optuna.create_study(study_name=name, storage=storage, directions=["minimize"] * OBJECTIVES)
     if url is not None:  # in a shared database: students lie in one directory, and one process runs the study
         home = f"{socket.gethostname()}:{directory.resolve()}"
         if study.user_attrs.get("directory", home) != home:
@@ -77,7 +75,7 @@ def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping
     if stored is None:  # new, or died before it was described: nothing has been tried yet
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(list(OBJECTIVES))
+            study.set_metric_names(["loss", fingerprint.get("search", {}).get("cost", "flops")])
         study.set_user_attr("fingerprint", dict(fingerprint))
     elif stored != fingerprint:
         require_same_format(directory, stored, fingerprint.get("format", 0))
@@ -93,7 +91,9 @@ def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping
             name = field.removeprefix("search.")
             if field.startswith("search.max_"):
                 had, option = stored["search"].get(name), f"--{name.replace('_', '-')}"
-                said = "not set: leave out" if had is None else f"{had:g}: give it with"
+                said = "not set: leave out"
+                if had is not None:
+                    said = f"{had if isinstance(had, str) else format(had, 'g')}: give it with"
                 where += f" Its {name} was {said} {option}, or in Search({name}=...)."
         raise StudyError(
             f"The study in {directory.absolute()} was created with other inputs; these differ: "

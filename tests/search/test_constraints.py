@@ -1,5 +1,6 @@
 """Constraints: what settings mean, and by how much a model breaks them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,3 +59,56 @@ def test_a_drop_of_exactly_what_is_allowed_is_allowed() -> None:
     assert drop > 0.01
     asked = Constraints({"max_score_drop": 0.01})
     assert asked.fulfilled(measures(drop)) and asked.values(measures(drop)) == {"max_score_drop": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        *((0.6, 0.6), ("60%", 0.6), ("0.6", 0.6), (1, 1.0)),
+        *(("12ms", "0.012s"), ("0.8s", "0.8s"), (" 2 s ", "2s"), ("500us", "0.0005s"), ("0.012s", "0.012s")),
+    ],
+)
+def test_a_latency_is_a_share_or_a_time(given: Any, meant: float | str) -> None:
+    search = ss.Search(max_latency=given)
+    assert search.max_latency == meant == search.fingerprint()["max_latency"] == search.limits["max_latency"]
+    assert search.timed and not ss.Search().timed and ss.Search(cost="latency").timed
+    assert ss.Search(max_latency=search.max_latency) == search
+
+
+@pytest.mark.parametrize(
+    "given", [0, -1, 12, "12", "150%", "ms", "-3ms", "12 m", "", True, float("nan"), [1]]
+)
+def test_what_is_no_latency_is_refused(given: Any) -> None:
+    with pytest.raises(ss.TaskError, match=r"max_latency must be a share .*or a time .*12ms.*got"):
+        ss.Search(max_latency=given)
+
+
+def test_other_costs_and_batches() -> None:
+    for given in ("speed", None, 1):
+        with pytest.raises(ss.TaskError, match="cost must be one of flops, params, latency"):
+            ss.Search(cost=given)  # type: ignore[arg-type]
+    for batch in (0, True, 1.5, "8"):
+        with pytest.raises(ss.TaskError, match="latency_batch must be a whole number"):
+            ss.Search(latency_batch=batch)  # type: ignore[arg-type]
+
+
+def test_studies_made_before_latency_go_on() -> None:
+    """Their fingerprints know nothing of it."""
+    assert not {"max_latency", "cost", "latency_batch"} & ss.Search().fingerprint().keys()
+    for other in (ss.Search(cost="params"), ss.Search(max_latency=0.5), ss.Search(latency_batch=1)):
+        assert other.fingerprint() != ss.Search().fingerprint()
+
+
+def test_limits_to_latency_by_hand() -> None:
+    timed = replace(measures(), latency_s=0.03, latency_ratio=0.75)
+    share = Constraints.of({"max_latency": 0.5}, TEACHER)
+    assert share.limits == {"max_latency": 0.5} and share.exceeded(timed) == {"max_latency": 0.25}
+    time = Constraints.of({"max_latency": "0.02s"}, TEACHER)
+    assert time.limits == {"max_latency_s": 0.02}
+    assert time.exceeded(timed) == pytest.approx({"max_latency_s": 0.01})
+    assert time.values(timed) == pytest.approx({"max_latency_s": 0.25})  # of the teacher's 0.04 s
+    assert time.values(replace(timed, latency_s=0.01, latency_ratio=0.25))["max_latency_s"] < 0
+    for asked in (share, time):
+        assert not asked.fulfilled(timed) and asked.violation(timed) == pytest.approx(0.25)
+        assert asked.flops == 1.0  # says nothing about them
+        assert not asked.fulfilled(measures()) and asked.violation(measures()) == 1.0  # not measured
