@@ -119,7 +119,7 @@ def compose(
     replaced = frozenset[int]().union(*(part.span.plan.ops for part in parts))
     layers = healable(found, every) if healing else []
     left = [path for path in layers if not found.leaves[path].ops & replaced]
-    walk = Walk(evidence.calibration, evidence.opened, found, evidence.starts)
+    walk = Walk(evidence.calibration, evidence.opened, found, evidence.ways)
     students: dict[Span, nn.Module] = {}
     steps: list[Healed] = []
     for part in parts:

@@ -22,7 +22,7 @@ from spansearch.screen import Screening
 from spansearch.spans import CutPoint, InPlace, Span, Spans, splice
 from spansearch.spans.attention import opened
 from spansearch.spans.taps import Tap, tapped
-from spansearch.walk import Walk
+from spansearch.walk import Walk, Ways
 
 
 @dataclass(eq=False)
@@ -34,7 +34,7 @@ class _Known:
     aims: dict[tuple[str, str], Aim | None] = field(default_factory=dict)
     layers: dict[str, Pair] = field(default_factory=dict)
     missed: dict[str, Tensor] = field(default_factory=dict)
-    starts: dict[str, bool] = field(default_factory=dict)
+    ways: Ways = field(default_factory=Ways)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +66,9 @@ class Evidence:
         return self._known.missed
 
     @property
-    def starts(self) -> dict[str, bool]:
-        """By name of a cut point: may a walk's passes start there? Of those that were tried so far."""
-        return self._known.starts
+    def ways(self) -> Ways:
+        """What walks through the teacher have found out so far."""
+        return self._known.ways
 
     def behind(self, walk: Walk) -> Evidence:
         """The same behind the splices of a composition, where it is by now."""
@@ -93,9 +93,7 @@ class Evidence:
         Args:
             found: the teacher's spans, at full resolution.
         """
-        return (
-            Walk(self.calibration, self.opened, found, self.starts) if self.through is None else self.through
-        )
+        return Walk(self.calibration, self.opened, found, self.ways) if self.through is None else self.through
 
     def screened(self, span: Span) -> Screening:
         """The closed forms of a span and the activations they are solved from."""

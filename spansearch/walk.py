@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,20 @@ class _Feed(nn.Module):
         return self.values[self.number].clone()
 
 
+@dataclass(frozen=True)
+class Ways:
+    """What walks through one network have found out, for those that follow.
+
+    Attributes:
+        starts: by name of a cut point, may passes start there?
+        sizes: by module and the shapes of its parameters, what it returns for inputs of some sizes: slots ask
+            for that, which costs more than a pass.
+    """
+
+    starts: dict[str, bool] = field(default_factory=dict)
+    sizes: dict[Any, Any] = field(default_factory=dict)
+
+
 class Walk:
     """Where two models are on their way through the network.
 
@@ -42,7 +56,7 @@ class Walk:
         calibration: the examples.
         teacher: not modified; with its attention modules opened, where their output projections matter.
         found: its spans, at full resolution.
-        starts: by name of a cut point, may passes start there? What is found out is added.
+        ways: what is known from earlier walks; what is found out is added.
     """
 
     def __init__(
@@ -50,18 +64,16 @@ class Walk:
         calibration: Calibration,
         teacher: nn.Module,
         found: Spans,
-        starts: dict[str, bool] | None = None,
+        ways: Ways | None = None,
     ) -> None:
         self.calibration, self.teacher, self.found = calibration, teacher, found
-        self.starts = {} if starts is None else starts
+        self.ways = ways or Ways()
         self.edited: nn.Module | None = None
         self.at: CutPoint | None = None
         self._students: dict[Span, nn.Module] = {}  # those that run from here on
         self._came: dict[str, list[Tensor]] = {}
         self._ahead: tuple[CutPoint, list[Tensor]] | None = None  # what the teacher has at a later cut point
         self._running: dict[str, nn.Module] = {}  # the models as they run from here on
-        # what slots know of sizes, by model and path: asking costs more than a pass
-        self._sizes: dict[tuple[str, str], Any] = {}
 
     def edit(self, modules: Mapping[str, nn.Module], attributes: Mapping[str, Mapping[str, int]]) -> None:
         """Put modules and numbers in the place of those of the edited model."""
@@ -127,9 +139,9 @@ class Walk:
                     tap.rewind()
         passed = self._prefix(point)
         assert passed is not None
-        if point.name not in self.starts:
-            self.starts[point.name] = self._same_from(passed, came["teacher"])
-            if not self.starts[point.name]:
+        if point.name not in self.ways.starts:
+            self.ways.starts[point.name] = self._same_from(passed, came["teacher"])
+            if not self.ways.starts[point.name]:
                 return
         self.at, self._came, self._running, self._ahead = point, came, {}, None
         left = {span: one for span, one in self._students.items() if not overlap(span, passed)}
@@ -203,7 +215,7 @@ class Walk:
         model = splice(model, students).eval()
         for path, module in model.named_modules():
             if isinstance(module, Slot):
-                module.known_sizes = self._sizes.setdefault((name, path), module.known_sizes)
+                module.known_sizes = self.ways.sizes.setdefault((path, *module.shapes), module.known_sizes)
         return model
 
     def run(self, models: Mapping[str, nn.Module]) -> Iterator[Ran]:
@@ -218,7 +230,7 @@ class Walk:
 
     def _leads_to(self, point: CutPoint) -> bool:
         """May it go there, as far as is known?"""
-        known = self.starts.get(point.name, True)
+        known = self.ways.starts.get(point.name, True)
         return known and not self._behind(point) and self._prefix(point) is not None
 
     def _behind(self, point: CutPoint) -> bool:

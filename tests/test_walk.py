@@ -212,5 +212,5 @@ def test_no_pass_starts_where_it_would_end_elsewhere(what: str) -> None:
         made = [ran.outputs[0] for ran in walk.tried({}, {})]
         for one, other in zip(made, whole, strict=True):
             assert torch.allclose(one, other, atol=1e-5), cut.name
-    refused = [name for name, may in walk.starts.items() if not may]
-    assert refused and (what == "two calls" or len(refused) < len(walk.starts))
+    refused = [name for name, may in walk.ways.starts.items() if not may]
+    assert refused and (what == "two calls" or len(refused) < len(walk.ways.starts))

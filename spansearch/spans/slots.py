@@ -76,6 +76,11 @@ class Slot(nn.Module):
             out[call.same[call.returns]] = due
         return unflatten([out[first] for first in call.same], call.structure)
 
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Shapes of the parameters of what stood here."""
+        return tuple(parameter.shape for parameter in self._stand_in.parameters())
+
     def relays(self) -> Iterator[Relay]:
         """The relays that run their students here or whose output is returned here."""
         for call, relay in self._planned.values():

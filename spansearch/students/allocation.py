@@ -63,7 +63,7 @@ def missed(
     known = evidence.missed
     todo = [one for one in hidden if one.reader not in known]
     if todo:
-        walk = Walk(evidence.calibration, evidence.opened, found, evidence.starts)
+        walk = Walk(evidence.calibration, evidence.opened, found, evidence.ways)
         targets = [_held_out(ran) for ran in evidence.calibration.run(evidence.teacher)]
         for one in track(todo, "measuring what the output misses without some features"):
             before = found.before(one.ops)
