@@ -89,13 +89,18 @@ class Composition:
             healed[path] = layer
         return cls(students, healed)
 
-    def model(self, teacher: nn.Module) -> nn.Module:
-        """The spliced and healed copy of the teacher, in eval mode."""
+    def model(self, teacher: nn.Module, more: Mapping[Span, nn.Module] | None = None) -> nn.Module:
+        """The spliced and healed copy of the teacher, in eval mode.
+
+        Args:
+            more: students of other spans.
+        """
+        students = {**self.students, **(more or {})}
         if not self.healed:
-            return splice(teacher, self.students).eval()
+            return splice(teacher, students).eval()
         copied = copy_model(teacher)
         put(copied, self.healed, {})
-        return splice(copied, self.students).eval() if self.students else copied.eval()
+        return splice(copied, students).eval() if students else copied.eval()
 
 
 @torch.no_grad()

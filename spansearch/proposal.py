@@ -22,7 +22,7 @@ from spansearch.outcome import Outcome, failed, loss
 from spansearch.recipe import Recipe, Splice
 from spansearch.search import Search, Space, audited
 from spansearch.search.composing import Plan
-from spansearch.spans import Span, splice
+from spansearch.spans import Span
 from spansearch.store import StudentFiles
 from spansearch.students import Fitted, family, student_cost, width_of
 from spansearch.workbench import Workbench
@@ -108,7 +108,7 @@ class Proposals:
                 parts.append(Part(span, each.family, each.size, each.depth, student, each.counts))
             composed = self._composed(parts)
         with _added(seconds, "evaluating"):
-            measures = self.bench.validation.measure(composed.model(self.bench.teacher))
+            measures = self.bench.suffixes.measure(composed)
         self._describe(tuple(recipe), composed, details, plan.recipe.index(one))
         return Outcome("complete", measures, details, tuple(recipe))
 
@@ -153,12 +153,12 @@ class Proposals:
         details.update(_of_fit(fitted))
         made, composed = replace(one, depth=fitted.depth), Composition({span: fitted.student}, {})
         with _added(seconds, "evaluating"):
-            measures = self.bench.validation.measure(composed.model(self.bench.teacher))
+            measures = self.bench.suffixes.measure(composed)
         if self._within_reach(measures, span):
             with _added(seconds, "fitting"):
                 healed = self._composed([Part(span, one.family, one.size, fitted.depth, fitted.student)])
             with _added(seconds, "evaluating"):
-                better = self.bench.validation.measure(healed.model(self.bench.teacher))
+                better = self.bench.suffixes.measure(healed)
             details["unhealed"] = {"score": measures.score, "divergence": measures.divergence}
             if healed.healed and better.divergence < measures.divergence and loss(better) <= loss(measures):
                 composed, measures = healed, better
@@ -183,7 +183,7 @@ class Proposals:
         except ValueError:
             return None
         student = student.to(self.bench.device, span.stop.dtype).eval()
-        return self.bench.validation.measure(splice(self.bench.teacher, {span: student})).divergence
+        return self.bench.suffixes.measure(Composition({span: student}, {})).divergence
 
     def _flops(self, one: Splice, span: Span) -> int:
         whole = self.bench.validation.teacher_cost.flops

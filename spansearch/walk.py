@@ -5,17 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spansearch.aim import Aim
-from spansearch.calibration import PARTS, Calibration, Part, Ran, ReachedError
+from spansearch.calibration import PARTS, Calibration, Part, Ran
 from spansearch.errors import SpanError
 from spansearch.layer_moments import Pair, gathered, watched
 from spansearch.layers import is_layer
+from spansearch.prefix import Feed, came_by, of_shape, prefix_to, stop_at
 from spansearch.spans import CutPoint, InPlace, Span, Spans, copy_model, overlap, splice
 from spansearch.spans.approach import Approach, approached
 from spansearch.spans.hidden import put
@@ -25,18 +25,6 @@ from spansearch.spans.taps import Tap
 
 SAME = 1e-6
 """Relative squared difference of outputs that are the same up to rounding."""
-
-
-class _Feed(nn.Module):
-    """Stands for everything in front of a cut point: hands out what came there, batch after batch."""
-
-    def __init__(self, values: list[Tensor]) -> None:
-        super().__init__()
-        self.values = values
-        self.number = 0  # of the batch
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.values[self.number].clone()
 
 
 class Walk:
@@ -104,7 +92,7 @@ class Walk:
         with ExitStack() as stack:
             stack.callback(tap.attach(model).remove)
             for ran in self._run({"edited": model}):
-                value = _came_by(tap, point)
+                value = came_by(tap, point)
                 tap.rewind()
                 for part in PARTS:
                     came[part].append(value[ran.part(part).to(value.device)].cpu())
@@ -113,7 +101,11 @@ class Walk:
     def advance(self, point: CutPoint) -> None:
         """Go on to a cut point of the whole network; nothing where it lies behind, no span leads there from
         the first one, or the teacher does not come to the same output from there."""
-        if self._behind(point) or self._prefix(point) is None or not self.starts.get(point.name, True):
+        if (
+            self._behind(point)
+            or prefix_to(self.found, point) is None
+            or not self.starts.get(point.name, True)
+        ):
             return
         places = {"teacher": point, "edited": still_read(point, tuple(self._students))}
         taps = {name: Tap(places[name]) for name in self._names}
@@ -122,12 +114,12 @@ class Walk:
         with ExitStack() as stack:
             for name, tap in taps.items():
                 stack.callback(tap.attach(models[name]).remove)
-                stack.callback(_stop_at(places[name], models[name]).remove)
+                stack.callback(stop_at(places[name], models[name]).remove)
             for _ in self._run(models):
                 for name, tap in taps.items():
-                    came[name].append(_came_by(tap, point))
+                    came[name].append(came_by(tap, point))
                     tap.rewind()
-        passed = self._prefix(point)
+        passed = prefix_to(self.found, point)
         assert passed is not None
         if point.name not in self.starts:
             self.starts[point.name] = self._same_from(passed, came["teacher"])
@@ -157,9 +149,9 @@ class Walk:
             here, there = Approach(aim.point), Approach(target or aim.point)
             stack.enter_context(approached([(own, here), (models["teacher"], there)]))
             if target is None:
-                stack.callback(_stop_at(aim.point, own).remove)
+                stack.callback(stop_at(aim.point, own).remove)
                 if own is not models["teacher"]:
-                    stack.callback(_stop_at(aim.point, models["teacher"]).remove)
+                    stack.callback(stop_at(aim.point, models["teacher"]).remove)
             return gathered(
                 layer, self._aimed(models, layer, read, here, there, aim), self.calibration.device
             )
@@ -191,7 +183,7 @@ class Walk:
         model more than once for a batch. One batch tells.
         """
         whole = self.teacher
-        shortened = splice(whole, {_of_shape(passed, came[0]): _Feed(came)}).eval()
+        shortened = splice(whole, {of_shape(passed, came[0]): Feed(came)}).eval()
         for ran in self.calibration.run(whole, shortened):
             expected, made = ran.outputs
             break
@@ -216,10 +208,10 @@ class Walk:
     def _from_here(self, name: str, model: nn.Module | None) -> nn.Module:
         assert model is not None
         students = dict(self._students) if name == "edited" else {}
-        prefix = self._prefix(self.at) if self.at is not None else None
+        prefix = prefix_to(self.found, self.at) if self.at is not None else None
         if prefix is not None:
             came = self._came[name]
-            students[_of_shape(prefix, came[0])] = _Feed(came)
+            students[of_shape(prefix, came[0])] = Feed(came)
         if not students:
             return copy_model(model).eval()
         model = splice(model, students).eval()
@@ -229,7 +221,7 @@ class Walk:
         return model
 
     def _run(self, models: Mapping[str, nn.Module]) -> Iterator[Ran]:
-        feeds = [m for model in models.values() for m in model.modules() if isinstance(m, _Feed)]
+        feeds = [m for model in models.values() for m in model.modules() if isinstance(m, Feed)]
         for feed in feeds:
             feed.number = 0
         for ran in self.calibration.run(*models.values()):
@@ -241,42 +233,3 @@ class Walk:
         """Is it where the models are, or in front of that?"""
         cuts = self.found.cuts
         return self.at is not None and point in cuts and cuts.index(point) <= cuts.index(self.at)
-
-    def _prefix(self, point: CutPoint) -> Span | None:
-        """The span from the first cut point of the whole network to this one; None where there is none."""
-        cuts = self.found.cuts
-        if not cuts or point not in cuts or point == cuts[0] or not self.found.numbered(point):
-            return None
-        try:
-            prefix = self.found[cuts[0].name, point.name]
-        except SpanError:
-            return None
-        return prefix if self.found.apart(prefix) else None
-
-
-def _of_shape(prefix: Span, came: Tensor) -> Span:
-    """The same where features at its stop were let go."""
-    shape = (prefix.plan.stop_shape[0], *came.shape[1:])
-    return replace(prefix, plan=replace(prefix.plan, stop_shape=shape))
-
-
-def _came_by(tap: Tap, point: CutPoint) -> Tensor:
-    if tap.value is None:
-        raise SpanError(f"A calibration batch does not come by cut point {point.name}.")
-    return tap.value
-
-
-def _stop_at(point: CutPoint, model: nn.Module) -> Any:
-    """A hook that ends a pass once the activation is there; returns its handle."""
-    place = point.places[0]
-    module, seen = model.get_submodule(place.path), [0]
-
-    def stop(*_: Any) -> None:
-        seen[0] += 1
-        if seen[0] == place.number + 1:
-            seen[0] = 0
-            raise ReachedError
-
-    if place.side == "out":
-        return module.register_forward_hook(stop)
-    return module.register_forward_pre_hook(stop)
