@@ -93,19 +93,22 @@ class Composition:
             healed[path] = layer
         return cls(students, healed, tuned=_under("tuned/", state))
 
-    def model(self, teacher: nn.Module) -> nn.Module:
+    def model(self, teacher: nn.Module, more: Mapping[Span, nn.Module] | None = None) -> nn.Module:
         """The spliced and healed copy of the teacher, in eval mode. Students and healed layers are in it as
         they are, other weights are the teacher's own until somebody writes to them.
+
+        Args:
+            more: students of other spans.
 
         Raises:
             KeyError, RuntimeError: it has no parameter of the name or the shape of a trained one.
         """
-        made = teacher
+        made, students = teacher, {**self.students, **(more or {})}
         if self.healed:
             made = copy_model(teacher)
             put(made, self.healed, {})
-        if self.students or not self.healed:
-            made = splice(made, self.students)
+        if students or not self.healed:
+            made = splice(made, students)
         if self.tuned:
             own = dict(made.named_parameters())
             with torch.no_grad():

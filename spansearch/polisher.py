@@ -16,7 +16,7 @@ from spansearch.fitter import Rates
 from spansearch.front import hypervolume, non_dominated
 from spansearch.memory import Memory
 from spansearch.outcome import Outcome, failed, loss
-from spansearch.proposal import stored
+from spansearch.proposal import stored, timed
 from spansearch.search import Constraints, Search
 from spansearch.store import StudentFiles
 from spansearch.workbench import Workbench
@@ -97,6 +97,8 @@ class Polisher:
         details.update({key: known.details[key] for key in KEPT if key in known.details})
         try:
             outcome = self._carry_out(known, details, seconds)
+            if outcome.polished and self.settings.timed:
+                outcome = timed(self.bench, self.files, outcome)
         except SaveError:
             raise
         except Exception as error:  # its file is gone; or of the model, the score or the loss of the user's

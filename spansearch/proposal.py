@@ -22,7 +22,7 @@ from spansearch.outcome import Outcome, failed, loss
 from spansearch.recipe import Recipe, Splice
 from spansearch.search import Search, Space, audited
 from spansearch.search.composing import Plan
-from spansearch.spans import Span, splice
+from spansearch.spans import Span
 from spansearch.store import StudentFiles
 from spansearch.students import Fitted, family, student_cost, width_of
 from spansearch.workbench import Workbench
@@ -68,24 +68,14 @@ class Proposals:
                 outcome = self._carry_out(one, self.space.span(one), details, seconds)
             else:
                 outcome = self._compose(one, plan, details, seconds)
-            outcome = self.timed(outcome)
+            if self.settings.timed:
+                outcome = timed(self.bench, self.files, outcome)
         except StudyError:
             raise
         except Exception as error:  # ours, or of a family, a score or a model of the user's
             outcome = failed(error, details)
         seconds["total"] = time.perf_counter() - started
         return outcome
-
-    def timed(self, outcome: Outcome) -> Outcome:
-        """With the latency of its model, as it is loaded, where the search asks for that; its time counts as
-        evaluating."""
-        if outcome.measures is None or not self.settings.timed:
-            return outcome
-        with _added(outcome.details["seconds"], "evaluating"):
-            model = rebuild(self.bench, self.files, outcome.recipe, outcome.details["student"])
-            latency = self.bench.latency(model)
-        details = {**outcome.details, "latency": latency.to_json()}
-        return replace(outcome, measures=outcome.measures.timed(latency), details=details)
 
     def _compose(
         self, one: Splice, plan: Plan, details: dict[str, Any], seconds: dict[str, float]
@@ -108,7 +98,7 @@ class Proposals:
                 parts.append(Part(span, each.family, each.size, each.depth, student, each.counts))
             composed = self._composed(parts)
         with _added(seconds, "evaluating"):
-            measures = self.bench.validation.measure(composed.model(self.bench.teacher))
+            measures = self.bench.suffixes.measure(composed)
         self._describe(tuple(recipe), composed, details, plan.recipe.index(one))
         return Outcome("complete", measures, details, tuple(recipe))
 
@@ -153,12 +143,12 @@ class Proposals:
         details.update(_of_fit(fitted))
         made, composed = replace(one, depth=fitted.depth), Composition({span: fitted.student}, {})
         with _added(seconds, "evaluating"):
-            measures = self.bench.validation.measure(composed.model(self.bench.teacher))
+            measures = self.bench.suffixes.measure(composed)
         if self._within_reach(measures, span):
             with _added(seconds, "fitting"):
                 healed = self._composed([Part(span, one.family, one.size, fitted.depth, fitted.student)])
             with _added(seconds, "evaluating"):
-                better = self.bench.validation.measure(healed.model(self.bench.teacher))
+                better = self.bench.suffixes.measure(healed)
             details["unhealed"] = {"score": measures.score, "divergence": measures.divergence}
             if healed.healed and better.divergence < measures.divergence and loss(better) <= loss(measures):
                 composed, measures = healed, better
@@ -183,7 +173,7 @@ class Proposals:
         except ValueError:
             return None
         student = student.to(self.bench.device, span.stop.dtype).eval()
-        return self.bench.validation.measure(splice(self.bench.teacher, {span: student})).divergence
+        return self.bench.suffixes.measure(Composition({span: student}, {})).divergence
 
     def _flops(self, one: Splice, span: Span) -> int:
         whole = self.bench.validation.teacher_cost.flops
@@ -218,6 +208,16 @@ def _of_fit(fitted: Fitted) -> dict[str, Any]:
         said["depth"] = fitted.depth
         said["growth"] = [step.to_json() for step in fitted.growth]
     return said
+
+
+def timed(bench: Workbench, files: StudentFiles, outcome: Outcome) -> Outcome:
+    """With the latency of its model, as it is loaded; what that takes counts as evaluating."""
+    if outcome.measures is None:
+        return outcome
+    with _added(outcome.details["seconds"], "evaluating"):
+        latency = bench.latency(rebuild(bench, files, outcome.recipe, outcome.details["student"]))
+    details = {**outcome.details, "latency": latency.to_json()}
+    return replace(outcome, measures=outcome.measures.timed(latency), details=details)
 
 
 def rebuild(bench: Workbench, files: StudentFiles, recipe: Recipe, entry: Mapping[str, Any]) -> nn.Module:

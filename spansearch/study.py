@@ -21,16 +21,7 @@ from spansearch.loop import Loop, OnTrial
 from spansearch.outcome import Outcome
 from spansearch.proposal import rebuild
 from spansearch.recipe import Splice
-from spansearch.results import (
-    Front,
-    StoredTrial,
-    about,
-    cheapest_first,
-    cost_of,
-    members_of,
-    select,
-    summarise,
-)
+from spansearch.results import Front, StoredTrial, cheapest_first, members_of, select
 from spansearch.search import Constraints, Search, Space
 from spansearch.spans import Spans
 from spansearch.store import (
@@ -46,6 +37,7 @@ from spansearch.store import (
     run_lock,
     source_of,
 )
+from spansearch.summary import about, cost_of, summarise
 from spansearch.task import Task
 from spansearch.trials import FINISHED, outcome_of
 from spansearch.workbench import FORMAT, Workbench

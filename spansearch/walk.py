@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spansearch.calibration import PARTS, Calibration, Part, Ran, ReachedError
-from spansearch.errors import SpanError
+from spansearch.calibration import PARTS, Calibration, Part, Ran
+from spansearch.prefix import Feed, came_by, of_shape, prefix_to, stop_at
 from spansearch.spans import CutPoint, InPlace, Span, Spans, copy_model, overlap, splice
 from spansearch.spans.hidden import put
 from spansearch.spans.inplace import still_read
@@ -21,18 +21,6 @@ from spansearch.spans.taps import Tap
 
 SAME = 1e-6
 """Relative squared difference of outputs that are the same up to rounding."""
-
-
-class _Feed(nn.Module):
-    """Stands for everything in front of a cut point: hands out what came there, batch after batch."""
-
-    def __init__(self, values: list[Tensor]) -> None:
-        super().__init__()
-        self.values = values
-        self.number = 0  # of the batch
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.values[self.number].clone()
 
 
 @dataclass(frozen=True)
@@ -108,12 +96,15 @@ class Walk:
         if self.edited is None:
             self.edit({}, {})
         model = self.models()["edited"]
-        tap = Tap(still_read(point, tuple(self._students)))
+        # what feeds the prefix is in the place of its modules, the one that names the point included
+        prefix = prefix_to(self.found, self.at) if self.at is not None else None
+        fed = () if prefix is None else (prefix,)
+        tap = Tap(self._read(point, (*self._students, *fed)))
         came: dict[Part, list[Tensor]] = {part: [] for part in PARTS}
         with ExitStack() as stack:
             stack.callback(tap.attach(model).remove)
             for ran in self.run({"edited": model}):
-                value = _came_by(tap, point)
+                value = came_by(tap, point)
                 tap.rewind()
                 for part in PARTS:
                     came[part].append(value[ran.part(part).to(value.device)].cpu())
@@ -124,7 +115,7 @@ class Walk:
         the first one, or the teacher does not come to the same output from there."""
         if not self._leads_to(point):
             return
-        places = {"teacher": point, "edited": still_read(point, tuple(self._students))}
+        places = {"teacher": self._read(point), "edited": self._read(point, tuple(self._students))}
         models, came = self.models(), self._seen_ahead(point)
         models = {name: model for name, model in models.items() if name not in came}
         taps = {name: Tap(places[name]) for name in models}
@@ -135,9 +126,9 @@ class Walk:
                 stack.callback(stop_at(places[name], models[name]).remove)
             for _ in self.run(models):
                 for name, tap in taps.items():
-                    came[name].append(_came_by(tap, point))
+                    came[name].append(came_by(tap, point))
                     tap.rewind()
-        passed = self._prefix(point)
+        passed = prefix_to(self.found, point)
         assert passed is not None
         if point.name not in self.ways.starts:
             self.ways.starts[point.name] = self._same_from(passed, came["teacher"])
@@ -154,7 +145,7 @@ class Walk:
         if not self._leads_to(point):
             yield lambda: None
             return
-        tap, came = Tap(point), list[Tensor]()
+        tap, came = Tap(self._read(point)), list[Tensor]()
 
         def keep() -> None:
             if tap.value is not None:
@@ -181,7 +172,7 @@ class Walk:
         model more than once for a batch. One batch tells.
         """
         whole = self.teacher
-        shortened = splice(whole, {_of_shape(passed, came[0]): _Feed(came)}).eval()
+        shortened = splice(whole, {of_shape(passed, came[0]): Feed(came)}).eval()
         for ran in self.calibration.run(whole, shortened):
             expected, made = ran.outputs
             break
@@ -206,10 +197,10 @@ class Walk:
     def _from_here(self, name: str, model: nn.Module | None) -> nn.Module:
         assert model is not None
         students = dict(self._students) if name == "edited" else {}
-        prefix = self._prefix(self.at) if self.at is not None else None
+        prefix = prefix_to(self.found, self.at) if self.at is not None else None
         if prefix is not None:
             came = self._came[name]
-            students[_of_shape(prefix, came[0])] = _Feed(came)
+            students[of_shape(prefix, came[0])] = Feed(came)
         if not students:
             return copy_model(model).eval()
         model = splice(model, students).eval()
@@ -220,7 +211,7 @@ class Walk:
 
     def run(self, models: Mapping[str, nn.Module]) -> Iterator[Ran]:
         """Batch after batch, some of ``models()`` run from where they are."""
-        feeds = [m for model in models.values() for m in model.modules() if isinstance(m, _Feed)]
+        feeds = [m for model in models.values() for m in model.modules() if isinstance(m, Feed)]
         for feed in feeds:
             feed.number = 0
         for ran in self.calibration.run(*models.values()):
@@ -228,51 +219,17 @@ class Walk:
             for feed in feeds:
                 feed.number = ran.number + 1
 
+    def _read(self, point: CutPoint, replaced: tuple[Span, ...] = ()) -> CutPoint:
+        """A cut point at the places where it is read in a model in which some spans are replaced."""
+        left = still_read(point, replaced)
+        return self.found.read_once(left) or left
+
     def _leads_to(self, point: CutPoint) -> bool:
         """May it go there, as far as is known?"""
         known = self.ways.starts.get(point.name, True)
-        return known and not self._behind(point) and self._prefix(point) is not None
+        return known and not self._behind(point) and prefix_to(self.found, point) is not None
 
     def _behind(self, point: CutPoint) -> bool:
         """Is it where the models are, or in front of that?"""
         cuts = self.found.cuts
         return self.at is not None and point in cuts and cuts.index(point) <= cuts.index(self.at)
-
-    def _prefix(self, point: CutPoint) -> Span | None:
-        """The span from the first cut point of the whole network to this one; None where there is none."""
-        cuts = self.found.cuts
-        if not cuts or point not in cuts or point == cuts[0] or not self.found.numbered(point):
-            return None
-        try:
-            prefix = self.found[cuts[0].name, point.name]
-        except SpanError:
-            return None
-        return prefix if self.found.apart(prefix) else None
-
-
-def _of_shape(prefix: Span, came: Tensor) -> Span:
-    """The same where features at its stop were let go."""
-    shape = (prefix.plan.stop_shape[0], *came.shape[1:])
-    return replace(prefix, plan=replace(prefix.plan, stop_shape=shape))
-
-
-def _came_by(tap: Tap, point: CutPoint) -> Tensor:
-    if tap.value is None:
-        raise SpanError(f"A calibration batch does not come by cut point {point.name}.")
-    return tap.value
-
-
-def stop_at(point: CutPoint, model: nn.Module) -> Any:
-    """A hook on a model that ends its passes once the activation is there; returns its handle."""
-    place = point.places[0]
-    module, seen = model.get_submodule(place.path), [0]
-
-    def stop(*_: Any) -> None:
-        seen[0] += 1
-        if seen[0] == place.number + 1:
-            seen[0] = 0
-            raise ReachedError
-
-    if place.side == "out":
-        return module.register_forward_hook(stop)
-    return module.register_forward_pre_hook(stop)

@@ -18,9 +18,10 @@ from spansearch.correction import MISSING, WANTED
 from spansearch.errors import SpanError
 from spansearch.layer_moments import TARGET, Pair, ended_by, gathered, watched
 from spansearch.layers import Layer, is_layer
+from spansearch.prefix import stop_at
 from spansearch.spans import CutPoint
 from spansearch.spans.approach import Approach, approached
-from spansearch.walk import Walk, stop_at
+from spansearch.walk import Walk
 
 
 def moments(walk: Walk, path: str, aim: Aim | None, target: CutPoint | None = None) -> Pair:

@@ -22,6 +22,7 @@ from spansearch.record import Recording, record
 from spansearch.screen import Screening
 from spansearch.spans import Reach, Rejected, Span, Spans, Verifier, find_spans
 from spansearch.spans.structure import flatten
+from spansearch.suffix import Suffixes
 from spansearch.task import SPLITS, Task
 
 FORMAT = 5
@@ -168,6 +169,12 @@ class Workbench:
     @cached_property
     def validation(self) -> Evaluator:
         return Evaluator(self.task, self.teacher, "validation", self.device)
+
+    @cached_property
+    def suffixes(self) -> Suffixes:
+        """Measures compositions on validation; an eighth of the memory budget is for its activations."""
+        memory = self.settings.memory_budget // 8
+        return Suffixes(self.validation, self.teacher, self.found.whole, memory)
 
     def latency(self, model: nn.Module) -> Latency:
         """How long a model takes for a batch of validation, in turns with the teacher."""

@@ -7,8 +7,21 @@ import optuna
 import pytest
 import torch
 
+from spansearch.students import base
+
 sys.path.insert(0, str(Path(__file__).parent))  # for tasks.py and study_runs.py
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_families():
+    """What a test registers is forgotten with it."""
+    before = dict(base._REGISTRY)
+    yield
+    if before != base._REGISTRY:
+        base._REGISTRY.clear()
+        base._REGISTRY.update(before)
+        base._announced.cache_clear()
 
 
 @pytest.fixture

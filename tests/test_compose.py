@@ -253,3 +253,17 @@ def test_beside_a_shortcut_the_heavier_layer_is_healed():
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), Down(), Down()).eval()
     paths = healable(find_spans(model, torch.randn(2, 1, 6, 6)).whole)
     assert paths == ["0", "2.two", "3.two"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "post-norm"])
+def test_a_splice_may_begin_where_the_one_in_front_ends(kind: str) -> None:
+    """Also where no layer in front is left to be read: what came there is fed in their place."""
+    at = known(kind)
+    for first in at.found.spans:
+        if first.nested or first.start != at.found.cuts[0] or first.stop == at.found.cuts[-1]:
+            continue
+        second = next(
+            span for span in at.found.spans if span.start == first.stop and span.stop == at.found.cuts[-1]
+        )
+        composed = at.compose(*(Part(span, "ridge", 0) for span in (first, second)))
+        assert torch.isfinite(at.model(composed)(at.x)).all(), first

@@ -211,6 +211,22 @@ def test_a_search_for_latency_is_told_the_ratio_of_every_model(tmp_path: Path, t
 
 
 @pytest.mark.usefixtures("quiet")
+def test_polished_models_are_timed_as_well(tmp_path: Path, timings: Any) -> None:
+    study = new(tmp_path, cost="latency", families=("ridge", "lowrank"))
+    study.run(20)
+    polished = [
+        (trial.values, outcome)
+        for trial in study.finished()
+        if (outcome := outcome_of(trial)[1]).polished and outcome.measures is not None
+    ]
+    assert polished
+    for values, outcome in polished:
+        assert outcome.measures is not None and "latency" in outcome.details
+        assert values[1] == outcome.measures.latency_ratio == pytest.approx(outcome.measures.params_ratio)
+    assert any(member.polished and member.latency for member in study.front())
+
+
+@pytest.mark.usefixtures("quiet")
 def test_a_limit_to_latency_is_told_to_the_sampler_and_marks_members(tmp_path: Path, timings: Any) -> None:
     study = new(tmp_path, max_latency="8ms", families=("ridge", "lowrank", "thin"))
     study.run(10)

@@ -128,7 +128,9 @@ def test_the_rule_learns_from_what_was_fitted_and_the_linear_baseline_is_measure
     assert ridge.measures is not None and proposals.memory.rule.ratios == []
     measured = []
     original = proposals.bench.validation.measure
-    monkeypatch.setattr(proposals.bench.validation, "measure", lambda m: measured.append(1) or original(m))
+    monkeypatch.setattr(
+        proposals.bench.validation, "measure", lambda *given: measured.append(1) or original(*given)
+    )
     student = carried_out(proposals, splice(proposals, "mlp", 2))
     assert student.measures is not None and len(measured) == 1  # the ridge trial was the baseline
     assert student.details["linear_divergence"] == ridge.measures.divergence

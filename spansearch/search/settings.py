@@ -26,8 +26,6 @@ FAMILIES = (
 )
 Cost = Literal["flops", "params", "latency"]
 COSTS: tuple[Cost, ...] = ("flops", "params", "latency")
-ADDED = {"max_latency": None, "cost": "flops", "latency_batch": None}
-"""Settings that came later, with what studies did before: a study without them goes on under them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,8 @@ class Search:
         latency_batch: examples in the batch that latency is measured on, e.g. 1; None takes validation's
             first batch as it is.
         memory_budget: bytes of recorded activations in memory, at most half of it, and of the matrices of
-            screening; more activations go to files in the run's directory.
+            screening; more activations go to files in the run's directory. Up to an eighth more is for
+            activations of validation, which measuring starts from.
         dtype: in which activations are stored.
 
     With cost="latency" or max_latency the model of every trial is timed beside the teacher, otherwise none
@@ -154,7 +153,4 @@ class Search:
         """
         fields = asdict(self)
         del fields["memory_budget"]  # where activations lie does not change them
-        for name, default in ADDED.items():
-            if fields[name] == default:
-                del fields[name]
         return json.loads(json.dumps(fields))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from spansearch.errors import SpanError
@@ -156,10 +156,11 @@ class Spans:
             whole = None if self.whole is self else self.whole.readable(reach)
         return Spans(self._known, chains, self._rejected, self.notes, reach, whole)
 
-    def numbered(self, point: CutPoint) -> bool:
-        """Is the module that a cut point is read at called once, so that its call has one number whatever
-        else runs?"""
-        return self._trace.call_counts[point.places[0].path] == 1
+    def read_once(self, point: CutPoint) -> CutPoint | None:
+        """A cut point at those of its places whose modules are called once, so that the call has one number
+        whatever else runs; None where it has no such place."""
+        places = tuple(place for place in point.places if self._trace.call_counts[place.path] == 1)
+        return replace(point, places=places) if places else None
 
     def apart(self, span: Span) -> bool:
         """Are the modules inside those that a span replaces called nowhere else, so that what is left can be

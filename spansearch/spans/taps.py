@@ -36,6 +36,8 @@ class Tap:
     Attributes:
         value: what was read (a copy: later in-place operators do not reach it) or written, None where the
             pass did not come by.
+        alike: what was read lay in memory as its copy does: whoever reads either computes the same, to the
+            bit.
         origin: where glue made what was read, if a tap of ``tapped(..., origins=True)`` read it.
     """
 
@@ -43,6 +45,7 @@ class Tap:
         self.place = point.places[0]
         self.force = force
         self.value: Tensor | None = None
+        self.alike = False
         self.origin = origin
         self._glue: _Glue | None = None
         self._seen = 0
@@ -71,6 +74,7 @@ class Tap:
         leaf = leaves[self.place.leaf]
         if self.force is None:
             self.value = leaf.detach().clone()
+            self.alike = (leaf.stride(), leaf.storage_offset()) == (self.value.stride(), 0)
             if self._glue is not None:
                 self.origin = self._glue.origins.get(id(leaf))
             return None

@@ -92,9 +92,7 @@ def test_other_costs_and_batches() -> None:
             ss.Search(latency_batch=batch)  # type: ignore[arg-type]
 
 
-def test_studies_made_before_latency_go_on() -> None:
-    """Their fingerprints know nothing of it."""
-    assert not {"max_latency", "cost", "latency_batch"} & ss.Search().fingerprint().keys()
+def test_studies_remember_by_what_they_are_timed() -> None:
     for other in (ss.Search(cost="params"), ss.Search(max_latency=0.5), ss.Search(latency_batch=1)):
         assert other.fingerprint() != ss.Search().fingerprint()
 

@@ -14,7 +14,7 @@ from spansearch.errors import FamilyError
 from spansearch.fit import held_out_error
 from spansearch.ridge import RidgePath
 from spansearch.store import read_study
-from spansearch.students import base, families, family, fit_student, register, student_cost
+from spansearch.students import families, family, fit_student, register, student_cost
 from spansearch.students.bottleneck import LastDimPReLU, differs
 
 
@@ -162,15 +162,6 @@ def test_a_student_has_the_dtype_of_its_span():
 # The registry
 
 
-@pytest.fixture
-def registry():
-    before = dict(base._REGISTRY)
-    yield
-    base._REGISTRY.clear()
-    base._REGISTRY.update(before)
-    base._announced.cache_clear()
-
-
 STUDY = """
 from dataclasses import dataclass
 
@@ -213,7 +204,7 @@ def _study(directory: Path, factor: int) -> Path:
     return path
 
 
-def test_a_family_of_a_study_file_is_one_of_ours(registry, tmp_path):
+def test_a_family_of_a_study_file_is_one_of_ours(tmp_path):
     _, search = read_study(_study(tmp_path, 2))
     assert search.families == ("ridge", "twice") and "twice" in families
     at = case("vector")
@@ -228,7 +219,7 @@ def test_a_family_of_a_study_file_is_one_of_ours(registry, tmp_path):
     assert fitted[0].held_out_error < fitted[0].report.curve[0]
 
 
-def test_a_study_file_that_is_read_again_replaces_its_family(registry, tmp_path):
+def test_a_study_file_that_is_read_again_replaces_its_family(tmp_path):
     read_study(_study(tmp_path, 2))
     first = family("twice")
     announced = student_cost("twice", case("vector").span, 6)
@@ -241,7 +232,7 @@ def test_a_study_file_that_is_read_again_replaces_its_family(registry, tmp_path)
     assert student_cost("twice", case("vector").span, 6).params == announced.params - 6
 
 
-def test_a_name_is_taken_once(registry):
+def test_a_name_is_taken_once():
     with pytest.raises(FamilyError, match=r"'conv' is taken by spansearch\.students\.conv\.Conv"):
 
         @register("conv")
@@ -251,7 +242,7 @@ def test_a_name_is_taken_once(registry):
     assert type(family("conv")).__module__ == "spansearch.students.conv"
 
 
-def test_a_family_lacks_something(registry):
+def test_a_family_lacks_something():
     with pytest.raises(FamilyError, match="Half has no gradient, build, solve"):
 
         @register("half")

@@ -129,19 +129,13 @@ def test_a_zigzag_needs_a_second_layer():
 
 
 def test_a_family_that_cannot_grow_does_not(monkeypatch):
-    before = dict(base._REGISTRY)
-    try:
+    @register("depth alone")
+    class Half(type(family("ridge"))):  # type: ignore[misc]
+        depth, deepest = 1, 3
 
-        @register("depth alone")
-        class Half(type(family("ridge"))):  # type: ignore[misc]
-            depth, deepest = 1, 3
-
-        assert deepest("depth alone") == deepest("ridge") == 1
-        with pytest.raises(FamilyError, match=r"'depth alone' have a depth of 1 to 1, got 2"):
-            family("depth alone", 2)
-    finally:
-        base._REGISTRY.clear()
-        base._REGISTRY.update(before)
+    assert deepest("depth alone") == deepest("ridge") == 1
+    with pytest.raises(FamilyError, match=r"'depth alone' have a depth of 1 to 1, got 2"):
+        family("depth alone", 2)
     assert family("conv", 3).depth == 3 and family("conv").depth == 1
     for depth in (0, 4):
         with pytest.raises(FamilyError, match=f"'conv' have a depth of 1 to 3, got {depth}"):
@@ -163,7 +157,7 @@ def grows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_grown_student_is_stored_told_and_found_again(tmp_path: Path, monkeypatch: Any) -> None:
     grows(monkeypatch)
-    study = new(tmp_path, "cnn", families=("conv",), widths=(0.1, 0.2), seeds=0)
+    study = new(tmp_path, "cnn", polish=False, families=("conv",), widths=(0.1, 0.2), seeds=0)
     study.run(6)
     deep = [(trial, *outcome_of(trial)) for trial in study.finished() if outcome_of(trial)[1].measures]
     deep = [(trial, splice, outcome) for trial, splice, outcome in deep if splice and splice.depth > 1]
@@ -181,7 +175,7 @@ def test_a_grown_student_is_stored_told_and_found_again(tmp_path: Path, monkeypa
 
 def test_a_proposal_whose_student_grew_is_known_when_it_comes_again(tmp_path: Path, monkeypatch: Any) -> None:
     grows(monkeypatch)
-    study = new(tmp_path, "cnn", families=("conv",), widths=(0.1, 0.1), seeds=0, resolution=0.5)
+    study = new(tmp_path, "cnn", polish=False, families=("conv",), widths=(0.1, 0.1), seeds=0, resolution=0.5)
     study.run(8)
     first = {}
     for trial in study.finished():
@@ -194,7 +188,7 @@ def test_a_proposal_whose_student_grew_is_known_when_it_comes_again(tmp_path: Pa
             assert splice not in first.values()
             first[trial.number] = splice
     assert any(splice.depth == 2 for splice in first.values())
-    again = new(tmp_path, "cnn", families=("conv",), widths=(0.1, 0.1), seeds=0, resolution=0.5)
+    again = new(tmp_path, "cnn", polish=False, families=("conv",), widths=(0.1, 0.1), seeds=0, resolution=0.5)
     again.run(10)  # a resume remembers them as they were asked for
     for trial in again.finished()[8:]:
         splice, outcome = outcome_of(trial)
