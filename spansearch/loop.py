@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -141,6 +142,10 @@ class Loop:
         """What is not left to the sampler, by number of the trial."""
         return self._to_polish(number) or self._predicted_best(number)
 
+    def _worth(self, params: Mapping[str, Any]) -> float | None:
+        """What a draw of the sampler is worth, by which one of several is proposed."""
+        return self.planner.worth(params)
+
     def _to_polish(self, number: int) -> dict[str, Any] | None:
         """Where it is the turn of one, a model of the front that is to be polished; None where none is worth
         it, and the turn falls to the sampler."""
@@ -198,8 +203,10 @@ class Loop:
         self.planner = Planner(self.bench, self.space, self.memory, self.constraints)
         if "seeds" not in study.user_attrs:
             seeds = self._seeds()
+            study.set_user_attr("linear_errors", self._linear_errors())
             study.set_user_attr("seeds", seeds)
             self._tell_of_data(seeds)
+        self.memory.prospects.errors = study.user_attrs.get("linear_errors", {})
         if self.space.settings.compose:
             self._measure_what_is_missed()
         study.sampler = SeededSampler(
@@ -207,9 +214,10 @@ class Loop:
             study.user_attrs["seeds"],
             self.space.settings.seed,
             SAMPLERS[self.space.settings.sampler],
-            worthwhile=self.planner.is_worthwhile,
+            worth=self._worth,
             propose=self._proposed,
             given={POLISH: 0} if POLISH in self.space.distributions else {},
+            weighed=sum(not family(seed["family"]).gradient for seed in study.user_attrs["seeds"]),
         )
         self.rates = Rates(study.user_attrs.get("rates", {}))
         settings = self.space.settings
@@ -223,6 +231,15 @@ class Loop:
         flops = self.bench.validation.teacher_cost.flops
         seeds = predicted_front(self.space, self.bench.screening, flops, self.bench.refusal)
         return [one for one in seeds if not family(one["family"]).gradient or self.planner.is_worthwhile(one)]
+
+    def _linear_errors(self) -> dict[str, float]:
+        """Held-out error of every span's best linear map; kept with the study, as a resumed one does without
+        screening."""
+        errors = {}
+        for span in self.space.spans:
+            with suppress(ValueError):  # no linear map joins the two
+                errors[span.name] = float(f"{self.bench.screening.path(span).held_out_error:.4g}")
+        return errors
 
     def _measure_what_is_missed(self) -> None:
         """What compositions are chosen by; kept with the study, as it costs some passes for every layer."""

@@ -6,11 +6,15 @@ both know the same.
 
 from __future__ import annotations
 
+import math
+
+from spansearch.front import non_dominated
 from spansearch.outcome import Outcome
 from spansearch.recipe import Recipe, Splice
-from spansearch.search import RidgeRule
+from spansearch.search import Prospects, RidgeRule, Student
 from spansearch.search.composing import Item, Library
 from spansearch.spans import Spans
+from spansearch.students import width_of
 
 Seen = dict[Recipe, tuple[int, Outcome]]
 """By recipe, as asked for, the trial that it was tried in, and what became of it."""
@@ -26,6 +30,8 @@ class Memory:
         rule: the ridge rule with the ratios seen.
         known: (flops, divergence) of the models measured.
         linear: divergence of the best linear student, spliced and not healed, by span name.
+        healed: the same, healed, where that was measured.
+        prospects: what students may come to.
         library: the students measured by themselves, and what compositions came to.
         seen: what was tried; failed trials may be tried again.
         failed: the recipes of those.
@@ -37,12 +43,25 @@ class Memory:
         self.found = found
         self.rule = RidgeRule()
         self.known: list[tuple[int, float]] = []
+        self._front: list[tuple[int, float]] = []
+        self._beaten = 0  # so many of the models known were held against the front
         self.linear: dict[str, float] = {}
+        self.healed: dict[str, float] = {}
+        self.prospects = Prospects(self.linear)
         self.library = Library()
         self.seen: Seen = {}
         self.failed: set[Recipe] = set()
         self.polished: dict[int, Outcome] = {}
         self.refused: list[str] = []
+
+    @property
+    def front(self) -> list[tuple[int, float]]:
+        """Of the models known, those that no other one beats in flops and divergence."""
+        while self._beaten < len(self.known):
+            self._front.append(self.known[self._beaten])
+            self._front = [self._front[k] for k in non_dominated(self._front)]
+            self._beaten += 1
+        return self._front
 
     def learn(self, number: int, splice: Splice | None, outcome: Outcome) -> None:
         """A trial is finished.
@@ -66,6 +85,8 @@ class Memory:
         baseline = details.get("linear_divergence")
         if baseline is not None:
             self.linear[splice.span_name] = baseline
+        if "linear_healed" in details:
+            self.healed[splice.span_name] = details["linear_healed"]
         measures = outcome.measures
         if measures is None:
             return
@@ -75,13 +96,19 @@ class Memory:
             if predicted["spliced"] is not None:
                 self.library.learn(predicted["thinned"], predicted["spliced"], measures.divergence)
             return
+        raw = details.get("unhealed", {}).get("divergence", measures.divergence)
         if baseline is not None:
-            self.rule.learn(measures.divergence, baseline)
+            self.rule.learn(raw, baseline)
         elif splice.family == "ridge":
-            raw = details.get("unhealed", {}).get("divergence", measures.divergence)
             self.linear.setdefault(splice.span_name, raw)
+            if "unhealed" in details:
+                self.healed.setdefault(splice.span_name, measures.divergence)
+        if "unhealed" in details and min(raw, measures.divergence) > 0:
+            self.prospects.healings.append(math.log(measures.divergence / raw))
         saved = (1 - measures.flops_ratio) * self.found.flops
         span, made = self.found[splice.start, splice.stop], outcome.made(splice)
+        student = Student(span.name, width_of(splice.family, span, splice.size), raw)
+        self.prospects.add(splice.family, student, details.get("fit", {}).get("steps"))
         self.library.add(
             Item(splice.asked, span, saved, measures.divergence, made.depth, details.get("student"))
         )

@@ -15,16 +15,22 @@ from spansearch.errors import pass_on_stop
 from spansearch.layers import is_layer
 from spansearch.memory import Memory
 from spansearch.recipe import Recipe, Splice
-from spansearch.search import Constraints, Space
+from spansearch.search import Constraints, Space, expected_gain
 from spansearch.search.composing import Composer, Item, Plan
 from spansearch.search.space import STEP
-from spansearch.spans import splice
+from spansearch.spans import Span, splice
 from spansearch.students import family, student_cost
 from spansearch.students.allocation import missed
 from spansearch.workbench import Workbench
 
 BUDGETS = (0.5, 0.25, 0.75, 0.35, 0.15, 0.6, 0.1, 0.9, 0.2, 0.4, 0.3, 0.05)
 """Shares of the teacher's flops for which compositions are proposed in turn."""
+SLOW = ("gp",)
+"""Samplers that take seconds for a proposal: one that is worthwhile is taken as it comes."""
+STEP_FLOPS = 2e7
+"""Of an optimiser step beside its products: what it takes to start some hundred operators."""
+PASSES = 10
+"""Over the calibration examples, that solving and healing a composition takes, about."""
 REACH = 0.5
 """With a limit to the score drop, budgets below this share of what is known to keep to it wait."""
 
@@ -80,6 +86,51 @@ class Planner:
         except Exception as error:  # a user's family: the trial will say what is wrong with it
             pass_on_stop(error)
             return True
+
+    def worth(self, params: Mapping[str, Any]) -> float | None:
+        """What a proposal is expected to add to the hypervolume of (flops_ratio, divergence), for the work
+        that it takes; None where it is not worthwhile.
+
+        Work is counted in flops and not in seconds, which differ from run to run: so would the trials.
+        """
+        if not self.is_worthwhile(params):
+            return None
+        if self.space.settings.sampler in SLOW:
+            return math.inf
+        try:
+            one = self.space.decode(params)
+            return self._worth(one, self.plan(one, self.budget(params)))
+        except Exception as error:  # a user's family: it is not to be preferred
+            pass_on_stop(error)
+            return 0.0
+
+    def _worth(self, one: Splice, plan: Plan | None) -> float:
+        memory, whole = self.memory, self.bench.found.flops
+        span = self.space.span(one)
+        heals = self.space.settings.healing and plan is None and self.bench.may_heal(span)
+        width = self.space.width(one)
+        mean, deviation = memory.prospects.alone(one.family, one.span_name, width, heals)
+        if plan is None:
+            flops: float = whole - span.flops + student_cost(one.family, span, one.size).flops
+        else:
+            flops, items = plan.flops, [memory.library.get(each) for each in plan.recipe if not each.counts]
+            spliced = sum(math.exp(mean) if item is None else item.divergence or 0.0 for item in items)
+            found = memory.library.correction.of(replace(plan, spliced=spliced))
+            # alone it is better known than beside others
+            mean, deviation = math.log(max(found, 1e-12)), memory.library.spread
+        front = [(cost / max(1, whole), divergence) for cost, divergence in memory.front]
+        return expected_gain(front, flops / max(1, whole), mean, deviation) / self._work(one, span, plan)
+
+    def _work(self, one: Splice, span: Span, plan: Plan | None) -> float:
+        """Flops that it takes to fit and measure a proposal, about."""
+        fit, recording = self.space.settings.fit, self.bench.recording
+        work = float(self.bench.found.flops) * self.bench.validation.examples
+        if plan is not None:
+            work += PASSES * float(self.bench.found.flops) * recording.count("fit")
+        if family(one.family).gradient and self.memory.library.get(one) is None:
+            step = 3 * fit.batch_size * student_cost(one.family, span, one.size).flops + STEP_FLOPS
+            work += self.memory.prospects.steps(one.family, fit.steps) * step
+        return work
 
     def best(self, turn: int) -> dict[str, Any] | None:
         """The composition that is predicted to be best at the budget whose turn it is and was not tried

@@ -16,11 +16,10 @@ from spansearch.cost import parameter_count
 from spansearch.errors import StudyError
 from spansearch.evaluate import Measures
 from spansearch.fitter import Fitter, Rates
-from spansearch.healing import behind, healable
 from spansearch.memory import Memory
 from spansearch.outcome import Outcome, failed, loss
 from spansearch.recipe import Recipe, Splice
-from spansearch.search import Search, Space, audited
+from spansearch.search import Decision, Search, Space, audited
 from spansearch.search.composing import Plan
 from spansearch.spans import Span
 from spansearch.store import StudentFiles
@@ -132,7 +131,7 @@ class Proposals:
                 linear = self._linear_divergence(span)
         if linear is not None:
             details["linear_divergence"] = linear
-            decision = self.memory.rule.decide(self._flops(one, span), linear, self.memory.known)
+            decision = self._decide(one, span, linear, details, seconds)
             if decision is not None:
                 details["rule"] = decision.to_json()
                 if not audited(one, self.settings.seed, self.settings.audit):
@@ -158,11 +157,29 @@ class Proposals:
     def _within_reach(self, measures: Measures, span: Span) -> bool:
         """May healing bring a model to the front? It is tried where layers are left behind the span, and the
         divergence is not too far from that of the best model known at no more flops."""
-        whole = self.bench.found.whole
-        if not self.settings.healing or not behind(whole, healable(whole), span.stop):
+        if not self.settings.healing or not self.bench.may_heal(span):
             return False
         best = min((d for flops, d in self.memory.known if flops <= measures.flops), default=math.inf)
         return measures.divergence < HEALS * best
+
+    def _decide(
+        self, one: Splice, span: Span, linear: float, details: dict[str, Any], seconds: dict[str, float]
+    ) -> Decision | None:
+        """The ridge rule's. A student is healed where that may bring it to the front; so its span's linear
+        one is, and has to be beaten as it is then."""
+        flops, rule, known = self._flops(one, span), self.memory.rule, self.memory.known
+        heals = self.settings.healing and self.bench.may_heal(span)
+        least = linear / HEALS if heals else linear
+        decision = rule.decide(flops, least, known)
+        if decision is not None or not heals:
+            return decision
+        healed = self.memory.healed.get(span.name)
+        if healed is None:
+            with _added(seconds, "evaluating"):
+                part = Part(span, "ridge", family("ridge").size(span, 1.0))
+                healed = self.bench.suffixes.measure(self._composed([part])).divergence
+            details["linear_healed"] = healed
+        return rule.decide(flops, min(linear, healed), known)
 
     def _linear_divergence(self, span: Span) -> float | None:
         """Divergence of the span's best linear student, spliced; None where it has none."""

@@ -17,6 +17,7 @@ from spansearch.calibration import Calibration, Track, untracked
 from spansearch.errors import SpanError, TaskError
 from spansearch.evaluate import Evaluator
 from spansearch.evidence import Evidence
+from spansearch.healing import behind, healable
 from spansearch.latency import Latency, measure_latency, of_size
 from spansearch.record import Recording, record
 from spansearch.screen import Screening
@@ -175,6 +176,11 @@ class Workbench:
         """Measures compositions on validation; an eighth of the memory budget is for its activations."""
         memory = self.settings.memory_budget // 8
         return Suffixes(self.validation, self.teacher, self.found.whole, memory)
+
+    def may_heal(self, span: Span) -> bool:
+        """Are there layers behind a span that may be healed?"""
+        whole = self.found.whole
+        return bool(behind(whole, healable(whole), span.stop))
 
     def latency(self, model: nn.Module) -> Latency:
         """How long a model takes for a batch of validation, in turns with the teacher."""

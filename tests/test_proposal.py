@@ -10,13 +10,14 @@ import torch
 
 import spansearch as ss
 from spansearch import fitter
+from spansearch.compose import Part
 from spansearch.evaluate import Measures
 from spansearch.fitter import Rates
 from spansearch.memory import Memory
 from spansearch.outcome import TIE, Outcome, loss
-from spansearch.proposal import Proposals, rebuild
+from spansearch.proposal import HEALS, Proposals, rebuild
 from spansearch.recipe import Splice
-from spansearch.search import audited
+from spansearch.search import RidgeRule, audited
 from spansearch.store import StudentFiles
 from spansearch.students import refusal
 
@@ -105,8 +106,9 @@ def test_the_rule_needs_a_cheaper_better_model_and_an_audit_runs_it_anyway(tmp_p
     proposals.memory.known.append((0, 0.0))
     outcome = carried_out(proposals, condemned)
     assert outcome.state == "pruned" and outcome.details["reason"].startswith("ridge rule")
+    heals = proposals.settings.healing and proposals.bench.may_heal(proposals.space.span(condemned))
     assert outcome.details["rule"]["bound"] == pytest.approx(
-        proposals.memory.rule.rho * outcome.details["linear_divergence"]
+        proposals.memory.rule.rho * outcome.details["linear_divergence"] / (HEALS if heals else 1)
     )
     audit = carried_out(proposals, spared)
     assert audit.state == "complete" and audit.details["audited"] and audit.details["rule"]["best"] == 0.0
@@ -114,6 +116,35 @@ def test_the_rule_needs_a_cheaper_better_model_and_an_audit_runs_it_anyway(tmp_p
     assert (
         closed.state == "complete" and "rule" not in closed.details
     )  # the linear student itself is never pruned
+
+
+def test_a_student_has_to_beat_its_linear_one_healed(tmp_path: Path, monkeypatch: Any) -> None:
+    """Which is measured where it may decide, once, and remembered by a study that goes on."""
+    proposals = made(tmp_path, audit=0.0)
+    one = splice(proposals, "mlp", 2, span=0)
+    span, memory = proposals.space.span(one), proposals.memory
+    assert proposals.bench.may_heal(span)
+    linear = proposals._linear_divergence(span)
+    assert linear is not None
+    part = Part(span, "ridge", 0)
+    healed = proposals.bench.validation.measure(
+        proposals._composed([part]).model(proposals.bench.teacher)
+    ).divergence
+    assert healed < linear
+    monkeypatch.setattr(RidgeRule, "rho", 1.0)
+    memory.known.append((0, 0.5 * (healed + linear)))  # the linear one could not beat it, healed it does
+    fitted = carried_out(proposals, one)
+    assert fitted.state == "complete" and fitted.details["linear_healed"] == pytest.approx(healed)
+    assert fitted.details["linear_divergence"] == linear
+    raw = fitted.details.get("unhealed", {}).get("divergence", fitted.measures.divergence)
+    assert memory.rule.ratios == [raw / linear]  # neither of them healed
+    assert memory.healed == {span.name: fitted.details["linear_healed"]}
+    memory.known.append((0, 0.9 * healed))
+    measured: list[Any] = []
+    monkeypatch.setattr(proposals, "_composed", measured.append)
+    pruned = carried_out(proposals, splice(proposals, "mlp", 3, span=0))
+    assert pruned.state == "pruned" and pruned.details["rule"]["linear"] == pytest.approx(healed)
+    assert not measured and "linear_healed" not in pruned.details
 
 
 def proposals_refuse(proposals: Proposals, one: Splice) -> bool:

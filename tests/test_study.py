@@ -171,7 +171,8 @@ def test_pruning_and_audits_resume_the_same(tmp_path: Path, eager: None) -> None
     for entry in pruned:
         rule = entry["rule"]
         assert rule["best"] < rule["bound"] == pytest.approx(rule["rho"] * rule["linear"])
-        assert entry["linear_divergence"] == rule["linear"]  # never before it is known
+        heals = rule["linear"] < entry["linear_divergence"]
+        assert heals or entry["linear_divergence"] == rule["linear"]  # never before it is known
         assert "fit" not in entry and "student" not in entry and "ridge rule" in entry["reason"]
     summary = straight.front().summary["pruning"]
     assert summary["pruned"] == len(pruned)

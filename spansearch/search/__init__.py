@@ -2,6 +2,7 @@
 
 from spansearch.search.constraints import Constraints
 from spansearch.search.inner_samplers import SAMPLERS
+from spansearch.search.prospects import Prospects, Student, expected_gain
 from spansearch.search.prune import Decision, RidgeRule, audited
 from spansearch.search.sampler import SeededSampler
 from spansearch.search.seeds import predicted_front
@@ -13,10 +14,13 @@ __all__ = [
     "SAMPLERS",
     "Constraints",
     "Decision",
+    "Prospects",
     "RidgeRule",
     "Search",
     "SeededSampler",
     "Space",
+    "Student",
     "audited",
+    "expected_gain",
     "predicted_front",
 ]

@@ -8,6 +8,7 @@ compared with what compositions came to when they were measured, corrects the tw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -25,6 +26,7 @@ from spansearch.students.allocation import shared_out
 MOST = 20  # students of the library that are considered beside the given one
 BESIDE = 2  # at most so many of them at once
 ENOUGH = 5  # compositions measured before sums are corrected
+SPREAD, LEAST_SPREAD = 0.7, 0.1  # of the log of a prediction's error: before that, and ever
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,18 @@ class Library:
         """A composition of these predicted divergences (Plan) was measured."""
         self._seen.append((thinned, spliced, divergence))
         self.correction = Correction.learnt(self._seen)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the log of what compositions came to over what was predicted of them."""
+        if len(self._seen) < ENOUGH:
+            return SPREAD
+        factors = self.correction
+        found = [(factors.thinned * t + factors.spliced * s, m) for t, s, m in self._seen]
+        logs = [
+            math.log(measured / predicted) for predicted, measured in found if min(predicted, measured) > 0
+        ]
+        return max(LEAST_SPREAD, float(np.std(logs))) if logs else SPREAD
 
     def get(self, splice: Splice) -> Item | None:
         """What is known of a student, as asked for."""

@@ -14,8 +14,7 @@ import numpy as np
 from spansearch.recipe import Splice
 
 FIRST_RHO = 0.2
-ENOUGH = 10  # ratios seen before their quantile is trusted
-QUANTILE = 0.05
+ENOUGH = 10  # ratios seen before the lowest of them is trusted
 LARGEST_RHO = 0.5  # however poor the students so far were: the next family or width may do better
 
 
@@ -24,7 +23,7 @@ class Decision:
     """Why a proposal was not fitted, with its bound.
 
     Attributes:
-        linear: divergence of the span's best linear student, spliced.
+        linear: divergence of the span's best linear student, spliced, and healed where a student would be.
         rho: how much better than that a student may turn out.
         bound: rho x linear: the divergence the proposal can hope for.
         flops, best: the proposal's flops, and the lowest divergence known at no more flops.
@@ -49,8 +48,9 @@ class Decision:
 class RidgeRule:
     """Prunes where a known model is no costlier and better than rho x the span's best linear student.
 
-    rho is learnt: a low quantile of (student's divergence / linear divergence) over the students fitted so
-    far, at most one half; until ten are known it is 0.2, or the lowest seen.
+    rho is learnt: the lowest ratio of a student's divergence to that of its span's best linear one, neither
+    healed, over the students fitted so far, at most one half; until ten are known at most 0.2. What is on the
+    front is what did better than others: a quantile above the lowest loses it.
     """
 
     def __init__(self, ratios: Iterable[float] = ()) -> None:
@@ -58,9 +58,7 @@ class RidgeRule:
 
     @property
     def rho(self) -> float:
-        if len(self.ratios) < ENOUGH:
-            return min([FIRST_RHO, *self.ratios])
-        return min(LARGEST_RHO, float(np.quantile(self.ratios, QUANTILE)))
+        return min([FIRST_RHO if len(self.ratios) < ENOUGH else LARGEST_RHO, *self.ratios])
 
     def learn(self, divergence: float, linear: float) -> None:
         """A student was fitted and measured in a span whose best linear student is known."""
@@ -72,7 +70,7 @@ class RidgeRule:
 
         Args:
             flops: of the proposed spliced model.
-            linear: divergence of its span's best linear student.
+            linear: divergence of its span's best linear student, healed where it would be.
             known: (flops, divergence) of the models measured so far.
         """
         best = min((divergence for cost, divergence in known if cost <= flops), default=None)

@@ -5,6 +5,7 @@ They lack what is the search's own: no ridge screening and no seeds from it, and
 propose a second time costs them nothing either.
 """
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -35,7 +36,10 @@ class WithoutRule(Proposals):
 
 
 class PlainLoop(Loop):
-    """The loop of a study whose proposals nobody prunes."""
+    """The loop of a study whose proposals nobody weighs and nobody prunes."""
+
+    def _worth(self, params: Mapping[str, Any]) -> float | None:
+        return math.inf if self.planner.is_worthwhile(params) else None
 
     def _prepare(self) -> None:
         super()._prepare()

@@ -170,7 +170,7 @@ class SpanTable:
 
 def search_of(teacher: str, **changes: object) -> ss.Search:
     """The search whose single students a table of a teacher has, all of them: one splice, no healing."""
-    given = {**SEARCHES.get(teacher, {}), **changes}
+    given = {"polish": False, **SEARCHES.get(teacher, {}), **changes}
     widths = (min(WIDTHS), max(WIDTHS))
     return ss.Search(compose=False, nested=False, healing=False, widths=widths, fit=FIT, **given)
 

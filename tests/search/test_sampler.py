@@ -1,5 +1,6 @@
 """Stopped and resumed proposes what uninterrupted does."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from optuna.trial import Trial, TrialState
 
 import spansearch as ss
 from spansearch.search import SAMPLERS, SeededSampler, inner_samplers
+from spansearch.search.sampler import DRAWS
 from spansearch.store import open_storage
 
 SPACE: dict[str, Any] = {
@@ -47,7 +49,7 @@ def proposals(
     """Proposals of a study whose process is replaced before the trials in ``stops``, or within."""
 
     def sampler() -> SeededSampler:
-        return SeededSampler(space, SEEDS, seed, SAMPLERS[name], lambda params: params["left"] % 4 > 0)
+        return SeededSampler(space, SEEDS, seed, SAMPLERS[name], _by_left)
 
     optuna.create_study(study_name="s", storage=storage(path), directions=["minimize"] * 2)
     got: list[dict] = []
@@ -179,19 +181,70 @@ def test_any_seed_works(seed: int) -> None:
     assert suggest(study.ask(), SPACE)["family"] in SPACE["family"].choices
 
 
-def test_what_is_not_worthwhile_is_drawn_again() -> None:
+def test_what_is_worth_nothing_is_drawn_again() -> None:
     tried: list[int] = []
 
-    def worthwhile(params: Mapping[str, Any]) -> bool:
+    def worth(params: Mapping[str, Any]) -> float | None:
         tried.append(params["left"])
-        return params["left"] % 2 == 0
+        return math.inf if params["left"] % 2 == 0 else None
 
     make = optuna.samplers.RandomSampler
-    sampler = SeededSampler(SPACE, [], 0, lambda seed: _Relative(make(seed)), worthwhile)
+    sampler = SeededSampler(SPACE, [], 0, lambda seed: _Relative(make(seed)), worth)
     drawn = [sampler.sample_relative(None, _Numbered(number), SPACE)["left"] for number in range(40)]
-    assert len(tried) > len(drawn) and sum(left % 2 == 0 for left in drawn) > 36
-    again = SeededSampler(SPACE, [], 0, lambda seed: _Relative(make(seed)), worthwhile)
+    assert 40 < len(tried) < 40 * DRAWS and sum(left % 2 == 0 for left in drawn) > 36
+    again = SeededSampler(SPACE, [], 0, lambda seed: _Relative(make(seed)), worth)
     assert [again.sample_relative(None, _Numbered(n), SPACE)["left"] for n in range(40)] == drawn
+
+
+def test_of_several_draws_the_one_worth_most_is_proposed() -> None:
+    drawn: list[list[int]] = [[]]
+
+    def worth(params: Mapping[str, Any]) -> float | None:
+        drawn[-1].append(params["left"])
+        return None if params["left"] == 9 else float(params["left"])
+
+    make = optuna.samplers.RandomSampler
+    sampler = SeededSampler(SPACE, [], 0, lambda seed: _Relative(make(seed)), worth)
+    for number in range(40):
+        drawn.append([])
+        found = sampler.sample_relative(None, _Numbered(number), SPACE)["left"]
+        assert len(drawn[-1]) == DRAWS
+        assert found == max((left for left in drawn[-1] if left != 9), default=9)
+
+
+@pytest.mark.parametrize("stops", [(), (2, 3, 4)])
+def test_weighed_seeds_come_in_the_order_of_their_worth_by_then(
+    stops: tuple[int, ...], tmp_path: Any
+) -> None:
+    """Which changes with what was tried; also where the process is replaced, and a trial left running."""
+    seeds = [{**SEEDS[0], "left": left} for left in (1, 2, 3, 4, 5)]
+    optuna.create_study(study_name="s", storage=storage(tmp_path), directions=["minimize"] * 2)
+    got: list[int] = []
+
+    def worth(params: Mapping[str, Any]) -> float | None:
+        towards = 4 if len(got) < 3 else 0
+        return None if params["left"] == 5 else -abs(params["left"] - towards)
+
+    study = None
+    for number in range(5):
+        if study is None or number in stops:
+            sampler = SeededSampler(SPACE, seeds, 0, worth=worth, weighed=2)
+            study = optuna.load_study(study_name="s", storage=storage(tmp_path), sampler=sampler)
+        trial = study.ask()
+        if number == 3 and stops:  # killed with its parameters written down
+            suggest(trial, SPACE)
+            sampler = SeededSampler(SPACE, seeds, 0, worth=worth, weighed=2)
+            study = optuna.load_study(study_name="s", storage=storage(tmp_path), sampler=sampler)
+            trial = Trial(study, trial._trial_id)
+        params = suggest(trial, SPACE)
+        tell(study, trial, params)
+        got.append(params["left"])
+    assert got == [1, 2, 4, 3, 5]
+
+
+def _by_left(params: Mapping[str, Any]) -> float | None:
+    """Worth most in the middle, nothing at some ends."""
+    return -abs(params["left"] - 5.0) if params["left"] % 4 > 0 else None
 
 
 class _Numbered:
