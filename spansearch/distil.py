@@ -23,7 +23,6 @@ from spansearch.calibration import Calibration
 from spansearch.divergence import Divergence, divergence
 from spansearch.errors import DataError, SpanSearchError, TaskError
 from spansearch.fit import CLIP, FitSettings, one_cycle
-from spansearch.flop_tally import countable
 from spansearch.lessons import Lesson, Lessons
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
@@ -90,6 +89,11 @@ class Distillation:
         self.weights = [weight for weight in model.parameters() if weight.is_floating_point()]
         for weight in self.weights:
             weight.data = weight.data.clone()
+        # steps are too small for half precision: what is trained are copies in float32, written back rounded
+        self._trained = [
+            nn.Parameter(weight.detach().float()) if weight.itemsize < 4 else weight
+            for weight in self.weights
+        ]
         self.lessons = Lessons(teacher, calibration, batch_size, seed)
         self.start = self._held_out()
         if not math.isfinite(self.start):
@@ -129,7 +133,7 @@ class Distillation:
         """
         curve, best, since_best, step, stopped = [self.start], self._state(), 0, 0, "steps"
         with _trainable(self.model, self.weights):
-            optimizer = torch.optim.Adam(self.weights, lr=rate)
+            optimizer = torch.optim.Adam(self._trained, lr=rate)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(max(1, settings.steps)))
             draw = torch.Generator().manual_seed(self.seed)
             if self._labels is None:
@@ -137,9 +141,10 @@ class Distillation:
             for step, lesson in enumerate(islice(self.lessons.fit(draw), settings.steps), 1):
                 loss, labels = self._losses(lesson)
                 self._assign(self._gradients(loss + self._labels * labels))
-                torch.nn.utils.clip_grad_norm_(self.weights, CLIP)
+                torch.nn.utils.clip_grad_norm_(self._trained, CLIP)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                self._write()
                 schedule.step()
                 if step % settings.check_every and step < settings.steps:
                     continue
@@ -161,8 +166,7 @@ class Distillation:
     def _losses(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
         """The divergence, as a multiple of that at the start, and what the task's own loss says; 0 without
         one."""
-        with countable():
-            output = self.task.output(self.model, cloned(lesson.batch))
+        output = self.task.output(self.model, cloned(lesson.batch))
         total, weight = divergence(output, lesson.target, self.kind, lesson.positions)
         loss = total / weight.clamp_min(1e-30) / max(self.start, 1e-12)
         return loss, loss.new_zeros(()) if self.task.loss is None else self._of_labels(output, lesson)
@@ -209,26 +213,33 @@ class Distillation:
 
     def _assign(self, gradients: Sequence[Tensor | None]) -> None:
         """Of these weights only: what else is in the graph gets no gradient."""
-        for weight, gradient in zip(self.weights, gradients, strict=True):
-            weight.grad = gradient
+        for weight, gradient in zip(self._trained, gradients, strict=True):
+            weight.grad = None if gradient is None else gradient.to(weight.dtype)
 
     @torch.no_grad()
     def _held_out(self) -> float:
         sums = [0.0, 0.0]
         for batch, positions, target in self.lessons.held_out():
-            with countable():
-                output = self.task.output(self.model, cloned(batch))
+            output = self.task.output(self.model, cloned(batch))
             for k, value in enumerate(divergence(output, target, self.kind, positions)):
                 sums[k] += float(value)
         return sums[0] / max(sums[1], 1e-30)
 
     def _state(self) -> list[Tensor]:
-        return [weight.detach().clone() for weight in self.weights]
+        return [weight.detach().clone() for weight in self._trained]
 
     @torch.no_grad()
     def _put(self, state: Sequence[Tensor]) -> None:
-        for weight, value in zip(self.weights, state, strict=True):
+        for weight, value in zip(self._trained, state, strict=True):
             weight.copy_(value)
+        self._write()
+
+    @torch.no_grad()
+    def _write(self) -> None:
+        """Give the model the weights as they are trained."""
+        for weight, trained in zip(self.weights, self._trained, strict=True):
+            if weight is not trained:
+                weight.copy_(trained)
 
 
 @contextmanager

@@ -11,15 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from spansearch.answers import Answers, Call, calls_of
 from spansearch.batches import Batch, arguments, batch_size, cloned, head
 from spansearch.cost import Cost, cost
 from spansearch.divergence import Divergence, difference
 from spansearch.errors import DataError, pass_on_stop
 from spansearch.latency import Latency
 from spansearch.task import Split, Task
-
-KEPT = 16 << 20  # bytes of a model's outputs that are kept between score and divergence, at least
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,7 @@ class Suffix:
 class Evaluator:
     """Measures models on one split of a task. The teacher runs once, when the evaluator is made.
 
-    The batches of the split and the teacher's outputs are kept on the device. Where the score calls a model
-    as the task does, a model runs on each batch once for score and divergence together; the teacher tells.
-
-    Attributes:
-        calls: of a model, one for each batch; none where the task calls it more than once for a batch.
-        shared: does the score call a model as the task does, and get the same from it?
+    The batches of the split and the teacher's outputs are kept on the device.
 
     Args:
         task: says how a model is called and scored.
@@ -91,14 +83,11 @@ class Evaluator:
         self.task, self.split, self.device = task, split, device
         self.batches: list[Batch] = list(task.batches(split, device))
         self.examples = sum(batch_size(batch) for batch in self.batches)
-        self.outputs: list[Tensor] = []
-        self.calls: list[Call] = []
-        for number, batch in enumerate(self.batches):
-            with torch.no_grad(), calls_of(teacher, batch) as calls:
-                output = task.output(teacher, cloned(batch), f"{split} batch {number}")
-            self.outputs.append(output.detach().clone())
-            self.calls += calls if len(calls) == 1 else []
-        self.calls = self.calls if len(self.calls) == len(self.batches) else []
+        with torch.no_grad():
+            self.outputs = [
+                task.output(teacher, cloned(batch), f"{split} batch {number}").detach().clone()
+                for number, batch in enumerate(self.batches)
+            ]
         for number, output in enumerate(self.outputs):
             if not torch.isfinite(output).all():
                 raise DataError(
@@ -111,7 +100,7 @@ class Evaluator:
                 f"On {split} no position counts or the teacher's output is 0 everywhere; nothing can be "
                 "compared with it. Check Task(mask=...) and the batches."
             )
-        self.teacher_score, self.shared = self._score_of_teacher(teacher)
+        self.teacher_score = self.score(teacher)
         self.teacher_cost = self.cost(teacher)
 
     def cost(self, model: nn.Module) -> Cost:
@@ -126,19 +115,19 @@ class Evaluator:
         """Score, divergence and cost of a model, which is put in eval mode.
 
         Args:
-            suffix: the same model, to run in its place; where it does not come to an end, the model runs.
+            suffix: the same model, to run in its place for the divergence. The score gets the whole model:
+                what it does with it, nobody knows.
 
         Raises:
             TaskError: it does not run on a batch. DataError: its score or output is not finite.
         """
         model.eval()
-        found = self._measured_behind(model, suffix) if suffix is not None else None
-        score, divergence = found or self._measured(model)
+        score = self.score(model)
         counted = self.cost(model)
         return Measures(
             score,
             self.teacher_score - score,
-            divergence,
+            self._divergence(model, suffix),
             counted.flops,
             counted.params,
             counted.flops / max(1, self.teacher_cost.flops),
@@ -157,71 +146,47 @@ class Evaluator:
         }
 
     def score(self, model: nn.Module) -> float:
-        """The task's score of a model on copies of the batches: it may work in place."""
-        return self.task.measure(model, [cloned(batch) for batch in self.batches])
-
-    def answers(self, arrive: Callable[[int], None] | None = None) -> Answers:
-        """To keep what a model returns for the batches of the split (answers.py), once."""
-        size = sum(output.numel() * output.element_size() for output in self.outputs)
-        return Answers(self.calls, 2 * size + KEPT, arrive)
+        """The task's score of a model on copies of the batches: it may work in place. The model is in eval
+        mode again behind it."""
+        score = self.task.measure(model, [cloned(batch) for batch in self.batches])
+        model.eval()
+        return score
 
     @torch.no_grad()
-    def run(self, model: nn.Module) -> Iterator[Tensor]:
-        """A model's outputs, batch by batch."""
-        for batch in self.batches:
+    def run(self, model: nn.Module, arrive: Callable[[int], None] = lambda number: None) -> Iterator[Tensor]:
+        """A model's outputs, batch by batch; ``arrive`` is told the number of each before."""
+        for number, batch in enumerate(self.batches):
+            arrive(number)
             yield self.task.output(model, cloned(batch))
 
-    @torch.no_grad()
     def divergence(self, model: nn.Module) -> float:
         """How far a model's output is from the teacher's, over all predictions that count."""
-        differences = list(self._differences(self.run(model)))
+        return self._over_all(self.run(model))
+
+    def repeats_teacher(self, suffix: Suffix) -> bool:
+        """Does a teacher that starts in the middle return what the whole one does, bit for bit?
+
+        Not so where something bypasses the place that it starts at, or the task calls the model more than
+        once for a batch.
+        """
+        pairs = zip(self.run(suffix.model, suffix.arrive), self.outputs, strict=True)
+        return all(torch.equal(made, expected) for made, expected in pairs)
+
+    def _divergence(self, model: nn.Module, suffix: Suffix | None) -> float:
+        if suffix is not None:
+            try:
+                return self._over_all(self.run(suffix.model, suffix.arrive))
+            except Exception as error:  # whatever it is, the whole model will say
+                pass_on_stop(error)
+        return self.divergence(model)
+
+    @torch.no_grad()
+    def _over_all(self, outputs: Iterable[Tensor]) -> float:
+        differences = list(self._differences(outputs))
         value = sum(total for total, _ in differences) / sum(weight for _, weight in differences)
         if not math.isfinite(value):
             raise DataError(f"The model's output on {self.split} is NaN or infinite.")
         return value
-
-    def repeats_teacher(self, suffix: Suffix) -> bool:
-        """Does a teacher that starts in the middle return what the whole one does, bit for bit, and score so?
-
-        Not so where something bypasses the place that it starts at, or a score looks at more than outputs.
-        """
-        answers = self.answers(suffix.arrive)
-        with answers.given_by(suffix.model):
-            if self.shared and self.score(suffix.model) != self.teacher_score:
-                return False
-            pairs = zip(self.run(suffix.model), self.outputs, strict=True)
-            return all(torch.equal(made, expected) for made, expected in pairs) and not answers.unknown
-
-    def _score_of_teacher(self, teacher: nn.Module) -> tuple[float, bool]:
-        answers = self.answers()
-        with answers.given_by(teacher):
-            score = self.score(teacher)
-        if not answers.known or answers.unknown:
-            return score, False
-        numbers = sorted(answers.returned)
-        with torch.no_grad(), answers.given_by(teacher):
-            again = [self.task.output(teacher, cloned(self.batches[number])) for number in numbers]
-        return score, all(torch.equal(one, self.outputs[k]) for k, one in zip(numbers, again, strict=True))
-
-    def _measured(self, model: nn.Module) -> tuple[float, float]:
-        """Score and divergence."""
-        if not self.shared:
-            return self.score(model), self.divergence(model)
-        with self.answers().given_by(model):
-            return self.score(model), self.divergence(model)
-
-    def _measured_behind(self, model: nn.Module, suffix: Suffix) -> tuple[float, float] | None:
-        """The same by a suffix of the model; None where it meets what it does not know."""
-        answers = self.answers(suffix.arrive)
-        try:
-            score = None if self.shared else self.score(model)
-            with answers.given_by(suffix.model):
-                score = self.score(suffix.model) if score is None else score
-                divergence = self.divergence(suffix.model)
-        except Exception as error:  # whatever it is, the whole model will say
-            pass_on_stop(error)
-            return None
-        return None if answers.unknown else (score, divergence)
 
     def _differences(self, outputs: Iterable[Tensor]) -> Iterator[tuple[float, float]]:
         for batch, output, target in zip(self.batches, outputs, self.outputs, strict=True):

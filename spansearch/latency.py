@@ -67,7 +67,7 @@ def measure_latency(
     Args:
         task: calls them.
         model: put in eval mode; on the device of the batch.
-        teacher: in eval mode; not modified. May be the model itself.
+        teacher: in eval mode; changed only by what its own passes write. May be the model itself.
         batch: what both run on; not modified.
         limit: seconds after which no round begins. One is measured in any case.
         clock: gives seconds.

@@ -12,7 +12,6 @@ from torch.utils import _pytree as pytree
 from spansearch.batches import Batch, cloned, examples
 from spansearch.calibration import PARTS, Calibration, Part
 from spansearch.errors import TaskError
-from spansearch.flop_tally import countable
 
 KEPT_BYTES = 512 << 20  # of lessons in the memory of the device; more are made anew in every pass
 
@@ -93,7 +92,7 @@ class Lessons:
                 if len(rows):
                     some = examples(batch, rows)
                     positions = self.calibration.task.positions(some)
-                    with torch.no_grad(), countable():
+                    with torch.no_grad():
                         target = self.calibration.task.output(
                             self.teacher, cloned(some), f"calibration batch {number}"
                         )

@@ -15,7 +15,7 @@ from spansearch.evaluate import Measures
 from spansearch.fitter import Rates
 from spansearch.front import hypervolume, non_dominated
 from spansearch.memory import Memory
-from spansearch.outcome import Outcome, failed, loss
+from spansearch.outcome import Outcome, failed, loss, value
 from spansearch.proposal import stored, timed
 from spansearch.search import Constraints, Search
 from spansearch.store import StudentFiles
@@ -23,7 +23,7 @@ from spansearch.workbench import Workbench
 
 EVERY = 6  # trials; the last of them, which would be the sampler's, polishes instead
 HOPE = 0.5  # what is left of a divergence where polishing does some good
-REFERENCE = (1.0, 1.0)  # of the hypervolume of (flops_ratio, divergence)
+REFERENCE = (1.0, 1.0)  # of the hypervolume of cost, as a share of the teacher's, and divergence
 LEAST = 3e-5  # of it, to be worth a polish: a divergence of .001 halved over 6% of the flops
 LOOKS = 20  # at the held-out examples, of a whole polish
 HOPELESS = 2  # polishes that failed, before any came to a model: no gradient, a loss without its labels
@@ -65,8 +65,9 @@ class Polisher:
         self.memory, self.rates, self.constraints = memory, rates, constraints
 
     def choose(self) -> int | None:
-        """The trial whose model promises most: the hypervolume of (flops_ratio, divergence) would grow most
-        if its divergence halved. None where nothing is left that is worth it.
+        """The trial whose model promises most: the hypervolume of divergence and the cost that the search
+        goes by, a share of the teacher's, would grow most if its divergence halved. None where nothing is
+        left that is worth it.
 
         Follows from the finished trials alone: until another one is finished it stays the same.
         """
@@ -76,10 +77,10 @@ class Polisher:
         found = list(self._measured())
         if self.constraints.limits:
             good = [one for one in found if self.constraints.fulfilled(_of(one))]
-            choice = _most_promising(good, self.memory)
+            choice = _most_promising(good, self.memory, self.settings.cost)
             if choice is not None:
                 return choice
-        return _most_promising(found, self.memory)
+        return _most_promising(found, self.memory, self.settings.cost)
 
     def carry_out(self, number: int | None) -> Outcome:
         """Polish the model of a trial that was chosen, and measure it.
@@ -159,16 +160,16 @@ class Polisher:
                 yield number, outcome
 
 
-def _most_promising(found: list[Found], memory: Memory) -> int | None:
-    """The trial that promises most of those on the front of (flops, loss) that were not polished so far."""
-    front = [found[k] for k in non_dominated([(_of(one).flops, loss(_of(one))) for one in found])]
-    points = [_point(one) for one in front]
+def _most_promising(found: list[Found], memory: Memory, cost: str) -> int | None:
+    """The trial that promises most of those on the front of (cost, loss) that were not polished so far."""
+    front = [found[k] for k in non_dominated([(value(_of(one), cost), loss(_of(one))) for one in found])]
+    points = [(value(_of(one), f"{cost}_ratio"), _of(one).divergence) for one in front]
     now = hypervolume(points, REFERENCE)
     gains = {}
     for k, (number, _) in enumerate(front):
         if number not in memory.polished:
-            flops, divergence = points[k]
-            better = [*points[:k], (flops, HOPE * divergence), *points[k + 1 :]]
+            share, divergence = points[k]
+            better = [*points[:k], (share, HOPE * divergence), *points[k + 1 :]]
             gains[number] = hypervolume(better, REFERENCE) - now
     best = max(gains, key=gains.__getitem__, default=None)
     return best if best is not None and gains[best] >= LEAST else None
@@ -177,7 +178,3 @@ def _most_promising(found: list[Found], memory: Memory) -> int | None:
 def _of(one: Found) -> Measures:
     assert one[1].measures is not None
     return one[1].measures
-
-
-def _point(one: Found) -> tuple[float, float]:
-    return _of(one).flops_ratio, _of(one).divergence

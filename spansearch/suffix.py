@@ -46,9 +46,7 @@ class Suffixes:
         # what slots know of sizes, by cut point and path: asking costs more than a pass
         self._sizes: dict[tuple[str, str], Any] = {}
         # torch's encoder layers compute in another way where hooks are attached to them, as splices do
-        self._possible = bool(evaluator.calls) and not any(
-            isinstance(module, nn.TransformerEncoderLayer) for module in teacher.modules()
-        )
+        self._possible = not any(isinstance(one, nn.TransformerEncoderLayer) for one in teacher.modules())
 
     def measure(self, composed: Composition) -> Measures:
         """Score, divergence and cost of a composition.
@@ -69,9 +67,11 @@ class Suffixes:
             return None
         if any(self.found.leaves[path].ops & prefix.plan.ops for path in composed.healed):
             return None
+        came = self._came(point, prefix)
+        if came is None:
+            return None
         try:
-            came = self._came(point, prefix)
-            return None if came is None else self._suffix(composed, prefix, came)
+            return self._suffix(composed, prefix, came)
         except Exception as error:  # e.g. a splice needs what the prefix replaces
             pass_on_stop(error)
             return None
@@ -88,19 +88,22 @@ class Suffixes:
             return None
         came = self._kept.get(point.name)
         if came is None:
-            came = self._recorded(point)
+            try:
+                came = self._recorded(point)
+            except Exception as error:  # e.g. what the model does at the end of a pass is never done
+                pass_on_stop(error)
             if came is None or (prefix.plan.overwrite and not all(x.is_contiguous() for x in came)):
                 self.starts[point.name] = False
                 return None
             self._kept[point.name] = came
+            while len(self._kept) > 1 and sum(map(_bytes, self._kept.values())) > self.memory:
+                self._kept.popitem(last=False)
         self._kept.move_to_end(point.name)
         if point.name not in self.starts:
             self.starts[point.name] = self._repeats(prefix, came)
         if not self.starts[point.name]:
             del self._kept[point.name]
             return None
-        while sum(map(_bytes, self._kept.values())) > self.memory:
-            self._kept.popitem(last=False)
         return came
 
     def _recorded(self, point: CutPoint) -> list[Tensor] | None:
@@ -126,7 +129,7 @@ class Suffixes:
     def _repeats(self, prefix: Span, came: list[Tensor]) -> bool:
         try:
             return self.evaluator.repeats_teacher(self._suffix(Composition({}, {}), prefix, came))
-        except Exception as error:  # the score reads a layer in front, say
+        except Exception as error:  # the task reads a layer in front, say
             pass_on_stop(error)
             return False
 

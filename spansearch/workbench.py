@@ -21,7 +21,7 @@ from spansearch.healing import behind, healable
 from spansearch.latency import Latency, measure_latency, of_size
 from spansearch.record import Recording, record
 from spansearch.screen import Screening
-from spansearch.spans import Reach, Rejected, Span, Spans, Verifier, find_spans
+from spansearch.spans import Reach, Rejected, Span, Spans, Verifier, copy_model, find_spans
 from spansearch.spans.structure import flatten
 from spansearch.suffix import Suffixes
 from spansearch.task import SPLITS, Task
@@ -185,7 +185,8 @@ class Workbench:
     def latency(self, model: nn.Module) -> Latency:
         """How long a model takes for a batch of validation, in turns with the teacher."""
         batch = of_size(self.validation.batches[0], self.settings.latency_batch)
-        return measure_latency(self.task, model, self.teacher, batch)
+        # a copy: passes may count, or leave buffers behind
+        return measure_latency(self.task, model, copy_model(self.teacher).eval(), batch)
 
     @cached_property
     def test(self) -> Evaluator:

@@ -67,6 +67,28 @@ def test_the_divergence_falls_on_examples_it_was_not_trained_on(kind: str, tmp_p
     assert json.loads(json.dumps(report.to_json()))["curve"] == list(report.curve)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_learns_in_steps_smaller_than_it_can_tell_apart(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    def forward(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch[0].to(dtype))
+
+    at = bench(
+        "mlp",
+        tmp_path,
+        teacher=lambda: tasks.teacher("mlp").to(dtype),
+        score=lambda model, batches: 1.0,
+        forward=forward,
+    )
+    model = spliced(at, "mlp").to(dtype)
+    found = training(at, model)
+    report = found.run(3e-4, SETTINGS)
+    assert report.stopped != "diverged" and min(report.curve) < 0.8 * report.curve[0]
+    assert all(weight.dtype == dtype for weight in model.parameters())
+    assert found._held_out() == min(report.curve)  # as they are rounded
+
+
 def test_the_weights_kept_are_those_of_the_lowest_divergence_on_held_out_examples(tmp_path: Path) -> None:
     at = bench("mlp", tmp_path)
     found = training(at, spliced(at, "mlp"))

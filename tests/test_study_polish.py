@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,13 +233,16 @@ def member(number: int, flops: float, divergence: float, drop: float = 0.1) -> t
 
 
 def choosing(
-    members: dict[int, tuple[Splice, Outcome]], limits: dict[str, float] | None = None, **more: Any
+    members: dict[int, tuple[Splice, Outcome]],
+    limits: dict[str, float] | None = None,
+    cost: Any = "flops",
+    **more: Any,
 ) -> int | None:
     memory = Memory(None)  # type: ignore[arg-type]
     memory.seen = {outcome.recipe: (number, outcome) for number, (_, outcome) in members.items()}
     memory.polished = more
     memory.polished = {int(name[1:]): outcome for name, outcome in more.items()}
-    given: Any = (None, None, None)
+    given: Any = (None, ss.Search(cost=cost), None)
     return Polisher(*given, memory, None, Constraints(limits or {})).choose()  # type: ignore[arg-type]
 
 
@@ -252,6 +256,15 @@ def test_the_one_whose_halved_divergence_adds_most_to_the_hypervolume() -> None:
     assert choosing({**found, 6: member(6, 0.25, 0.11, 0.25)}) == 6  # it would beat 4 as well
     assert choosing({4: found[4], 5: found[5]}) == 4
     assert choosing({}) is None
+
+
+def test_the_front_is_that_of_the_cost_the_search_goes_by() -> None:
+    found = {3: member(3, 0.2, 0.2, 0.3), 4: member(4, 0.5, 0.1, 0.2)}
+    splice, outcome = found[3]
+    assert outcome.measures is not None
+    dear = replace(outcome, measures=replace(outcome.measures, params=20, params_ratio=0.9))
+    found[3] = splice, dear
+    assert choosing(found) == 3 and choosing(found, cost="params") == 4
 
 
 def test_each_is_polished_once_and_stands_on_the_front_as_it_is_then() -> None:

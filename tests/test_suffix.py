@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,7 +22,7 @@ import spansearch as ss
 from spansearch.compose import Composition
 from spansearch.evaluate import Evaluator
 from spansearch.prefix import prefix_to
-from spansearch.spans import Span, Spans, copy_model, find_spans
+from spansearch.spans import Span, Spans, find_spans
 from spansearch.students import family
 from spansearch.suffix import WORTH, Suffixes
 
@@ -78,7 +79,11 @@ class Bench:
 
     def composed(self, *spans: Span) -> Composition:
         torch.manual_seed(4)
-        return Composition({span: family("ridge").build(span, 0).eval() for span in spans}, {})
+        students = {span: family("ridge").build(span, 0).eval() for span in spans}
+        for student in students.values():
+            for weight in student.parameters():
+                weight.data.normal_(0, 0.3)
+        return Composition(students, {})
 
     def late(self) -> list[Span]:
         """Spans with enough in front of them to be worth it."""
@@ -90,22 +95,13 @@ class Bench:
         return found
 
     def calls(self, composed: Composition) -> list[str]:
-        """The teacher's layers that are called while a composition is measured, its flops not counted."""
-        found: list[str] = []
-
-        def told(path: str) -> Callable[..., None]:
-            return lambda *_: found.append(path)
-
-        model = copy_model(self.teacher)
-        for path, module in model.named_modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                module.register_forward_pre_hook(told(path))
-        suffixes = Suffixes(self.evaluator, model, self.found, BUDGET)
-        suffixes.starts, suffixes._kept = dict(self.suffixes.starts), self.suffixes._kept
-        suffix = suffixes.behind(composed)
+        """The layers of a composition's suffix that are called while its divergence is measured."""
+        suffix, found = self.suffixes.behind(composed), list[str]()
         assert suffix is not None
-        found.clear()
-        self.evaluator._measured_behind(suffix.model, suffix)
+        for path, module in suffix.model.named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and "student" not in path:
+                module.register_forward_pre_hook(lambda *_, path=path: found.append(path))
+        self.evaluator._divergence(nn.Identity(), suffix)  # which would fail
         return found
 
 
@@ -130,7 +126,19 @@ def test_layers_in_front_do_not_run_and_those_behind_run_once_a_batch() -> None:
     composed = at.composed(at.found["3", "5"])
     at.suffixes.measure(composed)
     calls = at.calls(composed)
-    assert calls == ["6", "8"] * len(at.evaluator.batches)  # for score and divergence together
+    assert calls == ["6", "8"] * len(at.evaluator.batches)
+
+
+def test_what_is_kept_is_what_decides() -> None:
+    torch.manual_seed(0)
+    at = Bench(plain(), (6,))
+    composed = at.composed(at.found["3", "5"])
+    before = at.suffixes.measure(composed)
+    for value in at.suffixes._kept["3"]:
+        value += 1
+    after = at.suffixes.measure(composed)
+    assert after.divergence != before.divergence
+    assert after.score == before.score  # of the whole model
 
 
 def test_several_splices_and_healed_layers_behind_them() -> None:
@@ -161,64 +169,60 @@ def test_where_a_bypass_goes_around_the_start_the_whole_model_runs() -> None:
 def test_a_task_that_calls_the_model_twice_a_batch() -> None:
     torch.manual_seed(0)
     at = Bench(plain(), (6,), forward=twice)
-    assert not at.evaluator.calls
     composed = at.composed(at.late()[-1])
-    assert at.suffixes.behind(composed) is None
+    assert at.suffixes.behind(composed) is None and not any(at.suffixes.starts.values())
     assert at.suffixes.measure(composed) == at.evaluator.measure(composed.model(at.teacher))
 
 
-def in_train_mode(model: nn.Module, batches: Iterable[Tensor]) -> float:
-    model.train()
-    value = by_output(model, batches)
-    model.eval()
-    return value
+def test_a_score_gets_the_whole_model_and_may_do_with_it_what_it_wants() -> None:
+    def ablated(model: nn.Module, batches: Iterable[Tensor]) -> float:
+        first, data = model.get_submodule("0"), list(batches)
+        handle = first.register_forward_hook(lambda module, given, output: 0 * output)
+        found = by_output(model, data)
+        handle.remove()
+        doubled = copy.deepcopy(model).double()
+        return found + by_output(doubled, [batch.double() for batch in data]) + by_output(model, data)
 
-
-def of_a_layer_in_front(model: nn.Module, batches: Iterable[Tensor]) -> float:
-    seen: list[Tensor] = []
-    handle = model.get_submodule("0").register_forward_hook(lambda m, i, output: seen.append(output))
-    value = by_output(model, batches)
-    handle.remove()
-    return value + sum(float(output.sum()) for output in seen)
-
-
-@torch.no_grad()
-def of_other_inputs(model: nn.Module, batches: Iterable[Tensor]) -> float:
-    return sum(float(model(batch + 1).sum()) for batch in batches)
-
-
-def in_reverse(model: nn.Module, batches: Iterable[Tensor]) -> float:
-    return by_output(model, reversed(list(batches)))
-
-
-@torch.no_grad()
-def that_overwrites(model: nn.Module, batches: Iterable[Tensor]) -> float:
-    return sum(float(model(batch).mul_(2).sum()) + float(batch.mul_(3).sum()) for batch in batches)
-
-
-@pytest.mark.parametrize(
-    ("score", "shared"),
-    [
-        (in_train_mode, False),
-        (of_other_inputs, False),
-        (in_reverse, True),
-        (that_overwrites, True),
-        (of_a_layer_in_front, True),
-    ],
-)
-def test_scores_of_all_kinds_come_to_the_same(score: Any, shared: bool) -> None:
     torch.manual_seed(0)
-    at = Bench(plain(), (6,), score=score)
-    assert at.evaluator.shared == shared
-    assert at.evaluator.teacher_score == score(at.teacher, [b.clone() for b in at.evaluator.batches])
-    for span in at.late()[:4]:
-        composed = at.composed(span)
-        model = composed.model(at.teacher)
-        found = at.suffixes.measure(composed)
-        assert found.score == score(model, [batch.clone() for batch in at.evaluator.batches]), span
-        assert found.divergence == at.evaluator.divergence(model)
-        if score is of_a_layer_in_front and span.start.name != "0":  # its output is fed there
-            assert at.suffixes.behind(composed) is None
+    at = Bench(plain(), (6,), score=ablated)
+    assert at.evaluator.teacher_score == ablated(at.teacher, at.evaluator.batches)
+    composed = at.composed(at.found["3", "5"])
+    assert at.suffixes.behind(composed) is not None
+    assert at.suffixes.measure(composed).score == ablated(
+        composed.model(at.teacher), [batch.clone() for batch in at.evaluator.batches]
+    )
+
+
+def test_a_score_that_ends_in_train_mode_changes_nothing() -> None:
+    def careless(model: nn.Module, batches: Iterable[Tensor]) -> float:
+        found = by_output(model.eval(), batches)
+        model.train()
+        return found
+
+    torch.manual_seed(0)
+    at = Bench(convolutional(), (1, 6, 6), score=careless)
+    assert not any(module.training for module in at.teacher.modules())
+    before = {name: value.clone() for name, value in at.teacher.state_dict().items()}
+    model = at.composed(at.late()[0]).model(at.teacher)
+    at.suffixes.measure(at.composed(at.late()[0]))
+    at.evaluator.measure(model)
+    assert not any(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in at.teacher.state_dict().items())
+
+
+def test_where_recording_fails_it_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    at, tried = Bench(plain(), (6,)), list[str]()
+
+    def failing(self: Suffixes, point: Any) -> None:
+        tried.append(point.name)
+        raise MemoryError("too much")
+
+    monkeypatch.setattr(Suffixes, "_recorded", failing)
+    composed = at.composed(at.found["3", "5"])
+    for _ in range(3):
+        assert at.suffixes.measure(composed) == at.evaluator.measure(composed.model(at.teacher))
+    assert tried == ["3"]
 
 
 def test_what_is_kept_stays_within_the_memory() -> None:
