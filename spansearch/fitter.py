@@ -15,7 +15,7 @@ from spansearch.errors import StudyError
 from spansearch.fit import find_rate
 from spansearch.recipe import Splice
 from spansearch.search import Search
-from spansearch.search.composing import Library
+from spansearch.search.library import Library
 from spansearch.spans import Span
 from spansearch.store import StudentFiles
 from spansearch.students import Fitted, fit_student

@@ -12,7 +12,7 @@ from spansearch.front import non_dominated
 from spansearch.outcome import Outcome
 from spansearch.recipe import Recipe, Splice
 from spansearch.search import Prospects, RidgeRule, Student
-from spansearch.search.composing import Item, Library
+from spansearch.search.library import Item, Library
 from spansearch.spans import Spans
 from spansearch.students import width_of
 

@@ -16,7 +16,8 @@ from spansearch.layers import is_layer
 from spansearch.memory import Memory
 from spansearch.recipe import Recipe, Splice
 from spansearch.search import Constraints, Space, expected_gain
-from spansearch.search.composing import Composer, Item, Plan
+from spansearch.search.composing import Composer
+from spansearch.search.library import Item, Plan
 from spansearch.search.space import STEP
 from spansearch.spans import Span, splice
 from spansearch.students import family, student_cost

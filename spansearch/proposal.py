@@ -20,7 +20,7 @@ from spansearch.memory import Memory
 from spansearch.outcome import Outcome, failed, loss
 from spansearch.recipe import Recipe, Splice
 from spansearch.search import Decision, Search, Space, audited
-from spansearch.search.composing import Plan
+from spansearch.search.library import Plan
 from spansearch.spans import Span
 from spansearch.store import StudentFiles
 from spansearch.students import Fitted, family, student_cost, width_of

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from residual_mlp import ResidualMLP
 
 from spansearch.recipe import Splice
-from spansearch.search.composing import Composer, Correction, Item, Library, Plan
+from spansearch.search.composing import Composer
+from spansearch.search.library import Correction, Item, Library, Plan
 from spansearch.spans import Spans, find_spans
 from spansearch.spans.hidden import share
 
