@@ -70,7 +70,8 @@ class Lessons:
         """The lessons of a part and their bytes; None and 0 where they are too large to be kept."""
         kept, taken = [], 0
         for lesson in self._made(part):
-            taken += sum(_bytes(leaf) for leaf in pytree.tree_leaves(tuple(lesson)))
+            leaves = pytree.tree_leaves(tuple(lesson))
+            taken += sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
             if taken > most:
                 return None, 0
             kept.append(lesson)
@@ -97,7 +98,3 @@ class Lessons:
                             self.teacher, cloned(some), f"calibration batch {number}"
                         )
                     yield Lesson(some, positions, target.detach().clone())
-
-
-def _bytes(leaf: object) -> int:
-    return leaf.numel() * leaf.element_size() if isinstance(leaf, Tensor) else 0

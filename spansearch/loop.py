@@ -192,6 +192,9 @@ class Loop:
         if "teacher" not in study.user_attrs:
             study.set_user_attr("teacher", described)
         require_same_teacher(study.user_attrs["teacher"], described)
+        if self.space.settings.timed and "latency_s" not in study.user_attrs["teacher"]:
+            latency = self.bench.latency(self.bench.teacher)
+            study.set_user_attr("teacher", {**described, "latency_s": latency.seconds})
         for name, reason in self.space.unfit.items():
             log.info("%s: the family %s fits no span and is left out: %s", self.name, name, reason)
         self.bench.require_legal_span(self.space.spans)

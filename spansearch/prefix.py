@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spansearch.calibration import ReachedError
 from spansearch.errors import SpanError
 from spansearch.spans import CutPoint, Span, Spans
+from spansearch.spans.slots import Slot
 from spansearch.spans.taps import Tap
 
 
@@ -41,6 +42,17 @@ def of_shape(prefix: Span, came: Tensor) -> Span:
     """The same where features at its stop were let go."""
     shape = (prefix.plan.stop_shape[0], *came.shape[1:])
     return replace(prefix, plan=replace(prefix.plan, stop_shape=shape))
+
+
+def share_sizes(model: nn.Module, known: dict[Any, Any]) -> None:
+    """Let the slots of a model know what others found out of sizes, and tell: asking costs more than a pass.
+
+    Args:
+        known: by path and the shapes of the parameters of the module that a slot replaces.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, Slot):
+            module.known_sizes = known.setdefault((path, *module.shapes), module.known_sizes)
 
 
 def came_by(tap: Tap, point: CutPoint) -> Tensor:

@@ -15,9 +15,8 @@ from spansearch.calibration import ReachedError
 from spansearch.compose import Composition
 from spansearch.errors import pass_on_stop
 from spansearch.evaluate import Evaluator, Measures, Suffix
-from spansearch.prefix import Feed, prefix_to, stop_at
+from spansearch.prefix import Feed, prefix_to, share_sizes, stop_at
 from spansearch.spans import CutPoint, Span, Spans, copy_model
-from spansearch.spans.slots import Slot
 from spansearch.spans.taps import Tap
 
 WORTH = 0.1  # of the flops that a pass must save: what it takes to be certain is not free
@@ -43,8 +42,7 @@ class Suffixes:
         self.evaluator, self.teacher, self.found, self.memory = evaluator, teacher, found, memory
         self.starts: dict[str, bool] = {}
         self._kept: OrderedDict[str, list[Tensor]] = OrderedDict()
-        # what slots know of sizes, by cut point and path: asking costs more than a pass
-        self._sizes: dict[tuple[str, str], Any] = {}
+        self._sizes: dict[Any, Any] = {}
         # torch's encoder layers compute in another way where hooks are attached to them, as splices do
         self._possible = not any(isinstance(one, nn.TransformerEncoderLayer) for one in teacher.modules())
 
@@ -96,7 +94,7 @@ class Suffixes:
                 self.starts[point.name] = False
                 return None
             self._kept[point.name] = came
-            while len(self._kept) > 1 and sum(map(_bytes, self._kept.values())) > self.memory:
+            while len(self._kept) > 1 and self._taken > self.memory:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(point.name)
         if point.name not in self.starts:
@@ -105,6 +103,11 @@ class Suffixes:
             del self._kept[point.name]
             return None
         return came
+
+    @property
+    def _taken(self) -> int:
+        """Bytes of what is kept."""
+        return sum(value.nbytes for values in self._kept.values() for value in values)
 
     def _recorded(self, point: CutPoint) -> list[Tensor] | None:
         """One pass of the teacher; None where a batch does not come by, or it is too much for the memory."""
@@ -120,7 +123,7 @@ class Suffixes:
                 if tap.value is None or not tap.alike:
                     return None
                 came.append(tap.value)
-                left -= _bytes(came[-1:])
+                left -= tap.value.nbytes
                 if left < 0:
                     return None
                 tap.rewind()
@@ -136,11 +139,5 @@ class Suffixes:
     def _suffix(self, composed: Composition, prefix: Span, came: list[Tensor]) -> Suffix:
         feed = Feed(came)
         model = composed.model(self.teacher, {prefix: feed})
-        for path, module in model.named_modules():
-            if isinstance(module, Slot) and path in prefix.modules:
-                module.known_sizes = self._sizes.setdefault((prefix.stop.name, path), module.known_sizes)
+        share_sizes(model, self._sizes)
         return Suffix(model, partial(setattr, feed, "number"))
-
-
-def _bytes(values: list[Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in values)

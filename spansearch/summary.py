@@ -47,11 +47,13 @@ def summarise(
     itself. The hypervolumes are those of all models, ``closed_form`` of those made without a gradient step.
     """
     described = attributes.get("teacher", {})
-    teacher = {key: described[key] for key in ("flops", "params", "score", "test_score") if key in described}
+    kept = ("flops", "params", "score", "test_score", "latency_s")
+    teacher = {key: described[key] for key in kept if key in described}
     outcomes = [outcome for _, _, outcome in trials]
     latencies = [o.details["latency"] for o in outcomes if "latency" in o.details]
     if latencies:
-        teacher["latency_s"] = median(latency["teacher_seconds"] for latency in latencies)
+        measured = median(latency["teacher_seconds"] for latency in latencies)
+        teacher.setdefault("latency_s", measured)
         teacher["latency_examples"] = latencies[0]["examples"]
     count = {state: sum(o.state == state for o in outcomes) for state in ("complete", "pruned", "failed")}
     spent = dict(attributes.get("seconds", {}))

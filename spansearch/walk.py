@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from spansearch.calibration import PARTS, Calibration, Part, Ran
-from spansearch.prefix import Feed, came_by, of_shape, prefix_to, stop_at
+from spansearch.prefix import Feed, came_by, of_shape, prefix_to, share_sizes, stop_at
 from spansearch.spans import CutPoint, InPlace, Span, Spans, copy_model, overlap, splice
 from spansearch.spans.hidden import put
 from spansearch.spans.inplace import still_read
-from spansearch.spans.slots import Slot
 from spansearch.spans.taps import Tap
 
 SAME = 1e-6
@@ -204,9 +203,7 @@ class Walk:
         if not students:
             return copy_model(model).eval()
         model = splice(model, students).eval()
-        for path, module in model.named_modules():
-            if isinstance(module, Slot):
-                module.known_sizes = self.ways.sizes.setdefault((path, *module.shapes), module.known_sizes)
+        share_sizes(model, self.ways.sizes)
         return model
 
     def run(self, models: Mapping[str, nn.Module]) -> Iterator[Ran]:

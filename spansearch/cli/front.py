@@ -144,14 +144,17 @@ WORDS = {
     "max_flops": "flops",
     "max_params": "parameters",
     "max_latency": "latency",
-    "max_latency_s": "latency",
 }
 
 
 def _print_constraints(found: Front) -> None:
     """What the constraints are and which members fulfil them; loudly on stderr where no model does."""
-    told = found.summary["constraints"]
-    limits = ", ".join(f"{WORDS[name]} at most {_amount(name, of)}" for name, of in told["limits"].items())
+    told, whole = found.summary["constraints"], found.summary["teacher"].get("latency_s")
+    limits = ", ".join(
+        f"{WORDS[name]} at most {_amount(name, of)}"
+        + (f" ({duration(of * whole)})" if name == "max_latency" and whole else "")
+        for name, of in told["limits"].items()
+    )
     count = sum(member.feasible for member in found)
     output.print(f"Constraints, on validation: {limits}. {count} of {len(found)} members fulfil them.")
     near = told["nearest"]
@@ -169,8 +172,6 @@ def _print_constraints(found: Front) -> None:
 
 def _amount(name: str, value: float) -> str:
     """A limit, or by how much it is exceeded, in its units."""
-    if name == "max_latency_s":
-        return duration(value)
     return f"{value:.4g}" if name == "max_score_drop" else f"{share(value)} of the teacher's"
 
 

@@ -17,7 +17,6 @@ MEASURES = {
     "max_flops": "flops_ratio",
     "max_params": "params_ratio",
     "max_latency": "latency_ratio",
-    "max_latency_s": "latency_s",
 }
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 PREFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
@@ -103,7 +102,8 @@ class Constraints:
 
     Attributes:
         limits: by name of the setting: a score drop, or a share of the teacher's flops, parameters or
-            latency; a latency that was given as a time is called ``max_latency_s``, in seconds.
+            latency. One that was given as a time is the share it was of the teacher's when the study began:
+            machines get faster and slower, and both models with them.
         scale: score drops are divided by it to be compared with such shares.
     """
 
@@ -116,13 +116,14 @@ class Constraints:
 
         Args:
             settings: of its search, as plain data (Search.fingerprint).
-            teacher: its flops, params and score, as the study keeps them.
+            teacher: its flops, params and score, and latency_s where models are timed, as the study keeps
+                them.
         """
         limits: dict[str, float] = {}
         for name in NAMES:
             limit = settings.get(name)
             if isinstance(limit, str):
-                limits[f"{name}_s"] = float(limit.removesuffix("s"))
+                limits[name] = float(limit.removesuffix("s")) / teacher["latency_s"]
             elif limit is not None:
                 counted = name != "max_score_drop" and limit > 1
                 limits[name] = limit / max(1, teacher[name.removeprefix("max_")]) if counted else limit
@@ -149,7 +150,7 @@ class Constraints:
         if measures is None:
             return dict.fromkeys(self.limits, UNMEASURED)
         return {
-            name: (by if by > SLACK else min(0.0, by)) / self._unit(name, measures)
+            name: (by if by > SLACK else min(0.0, by)) / (self.scale if name == "max_score_drop" else 1.0)
             for name, by in self._beyond(measures).items()
         }
 
@@ -165,11 +166,3 @@ class Constraints:
             name: UNMEASURED if found[name] is None else found[name] - limit
             for name, limit in self.limits.items()
         }
-
-    def _unit(self, name: str, measures: Measures) -> float:
-        """What an excess is divided by, to be compared with shares of the teacher's."""
-        if name == "max_score_drop":
-            return self.scale
-        if name == "max_latency_s" and measures.latency_s and measures.latency_ratio:
-            return measures.latency_s / measures.latency_ratio
-        return 1.0
