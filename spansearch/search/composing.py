@@ -83,9 +83,7 @@ class Composer:
         return None if best is None else best[1]
 
     def _sets(self, given: Item, library: Sequence[Item]) -> Iterator[tuple[Item, ...]]:
-        apart = [
-            item for item in library if not item.span.nested and not item.span.plan.ops & given.span.plan.ops
-        ]
+        apart = [item for item in library if not item.span.plan.ops & given.span.plan.ops]
         # those that save most for what they cost; of one span two at most
         apart.sort(key=lambda item: ((item.divergence or 0.0) / max(item.saved, 1.0), str(item.splice)))
         few: list[Item] = []

@@ -110,6 +110,22 @@ def test_a_long_student_stands_in_where_it_is_cheap():
         assert plan is not None and (other.splice in plan.recipe) == taken
 
 
+def test_nested_students_of_the_library_stand_beside_as_well():
+    """In their blocks nothing is thinned out, and it is in all others."""
+    nested = max((span for span in found().spans if span.nested), key=lambda span: span.flops)
+    splice = Splice(nested.start.name, nested.stop.name, "ridge", 0)
+    given, limit = item(3, 3, 0.001), 0.5 * found().flops
+    assert not nested.plan.ops & given.span.plan.ops
+    for divergence, taken in ((1e-4, True), (10.0, False)):
+        other = Item(splice, nested, 0.9 * nested.flops, divergence)
+        plan = composer().plan(given, [other], limit, Correction())
+        assert plan is not None and (splice in plan.recipe) == taken
+        assert plan.flops <= limit + 1e-6
+        assert plan.flops == pytest.approx(flops_of(plan, [given, other]))
+        spans = [found()[one.start, one.stop] for one in plan.recipe]
+        assert all(not a.plan.ops & b.plan.ops for a, b in itertools.combinations(spans, 2))
+
+
 def test_what_was_learnt_weighs_both_kinds_against_each_other():
     given, other = item(0, 0, 0.001), item(1, 3, 0.02)
     limit = 0.5 * found().flops
