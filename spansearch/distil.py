@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spansearch.batches import cloned, describe
+from spansearch.batches import Batch, cloned, describe
 from spansearch.calibration import Calibration
 from spansearch.divergence import Divergence, divergence
 from spansearch.errors import DataError, SpanSearchError, TaskError
 from spansearch.fit import CLIP, FitSettings, one_cycle
 from spansearch.lessons import Lesson, Lessons
+from spansearch.task import Task
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 """Learning rates that the range test tries."""
@@ -169,27 +170,8 @@ class Distillation:
         output = self.task.output(self.model, cloned(lesson.batch))
         total, weight = divergence(output, lesson.target, self.kind, lesson.positions)
         loss = total / weight.clamp_min(1e-30) / max(self.start, 1e-12)
-        return loss, loss.new_zeros(()) if self.task.loss is None else self._of_labels(output, lesson)
-
-    def _of_labels(self, output: Tensor, lesson: Lesson) -> Tensor:
-        assert self.task.loss is not None
-        try:
-            loss = self.task.loss(output, cloned(lesson.batch))
-        except SpanSearchError:
-            raise
-        except Exception as error:
-            raise TaskError(
-                f"Task {self.task.name!r}: loss(output, batch) fails on calibration examples "
-                f"({describe(lesson.batch)}): {type(error).__name__}: {error}. Give calibration batches what "
-                "it needs (labels), or leave out Task(loss=...)."
-            ) from error
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            got = f"{tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise TaskError(
-                f"Task {self.task.name!r}: loss(output, batch) must return one number as a tensor, computed "
-                f"from the output so that gradients reach it, got {got}."
-            )
-        return loss.sum().double()
+        labels = self.task.loss is not None
+        return loss, label_loss(self.task, output, lesson.batch) if labels else loss.new_zeros(())
 
     def _weight_of_labels(self) -> float:
         """What the task's loss is multiplied by."""
@@ -240,6 +222,32 @@ class Distillation:
         for weight, trained in zip(self.weights, self._trained, strict=True):
             if weight is not trained:
                 weight.copy_(trained)
+
+
+def label_loss(task: Task, output: Tensor, batch: Batch) -> Tensor:
+    """What the task's own loss says about an output, in float64.
+
+    Raises:
+        TaskError: it fails, or returns something else than one number that gradients reach.
+    """
+    assert task.loss is not None
+    try:
+        loss = task.loss(output, cloned(batch))
+    except SpanSearchError:
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"Task {task.name!r}: loss(output, batch) fails on calibration examples ({describe(batch)}): "
+            f"{type(error).__name__}: {error}. Give calibration batches what it needs (labels), or leave out "
+            "Task(loss=...)."
+        ) from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        got = f"{tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TaskError(
+            f"Task {task.name!r}: loss(output, batch) must return one number as a tensor, computed from the "
+            f"output so that gradients reach it, got {got}."
+        )
+    return loss.sum().double()
 
 
 @contextmanager

@@ -198,6 +198,8 @@ class Loop:
         for name, reason in self.space.unfit.items():
             log.info("%s: the family %s fits no span and is left out: %s", self.name, name, reason)
         self.bench.require_legal_span(self.space.spans)
+        if self.space.settings.polish:
+            self.bench.require_usable_loss()
         self.bench.recording  # noqa: B018  # now, not in the middle of the first fit
         self.memory = remember(study, self.bench.found)
         for span_name in self.memory.refused:

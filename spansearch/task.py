@@ -54,7 +54,7 @@ class Task:
             first a letter, a digit or an underscore.
         teacher: returns the trained network, which is then put in eval mode. May take one positional
             argument, the run's directory (a ``pathlib.Path``), to keep what it trains there.
-        calibration: returns the batches students are fitted on; labels are not needed.
+        calibration: returns the batches students are fitted on; labels are not needed, except for ``loss``.
         validation: returns the batches the search selects on.
         test: returns the batches the finished front is scored on, once; they steer nothing.
         score: ``score(model, batches) -> float``, higher is better, in the task's own metric.

@@ -14,6 +14,7 @@ from torch import nn
 
 from spansearch.batches import Batch, arguments, cloned, hash_of, head
 from spansearch.calibration import Calibration, Track, untracked
+from spansearch.distil import label_loss
 from spansearch.errors import SpanError, TaskError
 from spansearch.evaluate import Evaluator
 from spansearch.evidence import Evidence
@@ -176,6 +177,19 @@ class Workbench:
         """Measures compositions on validation; an eighth of the memory budget is for its activations."""
         memory = self.settings.memory_budget // 8
         return Suffixes(self.validation, self.teacher, self.found.whole, memory)
+
+    def require_usable_loss(self) -> None:
+        """The task's own loss, if it has one, can be used for polishing: better known before a long run.
+
+        Raises:
+            TaskError: it fails on calibration examples, as they have no labels, say.
+        """
+        if self.task.loss is None:
+            return
+        _, batch, _ = next(self.evidence.calibration.batches())
+        with torch.no_grad():
+            output = self.task.output(self.teacher, cloned(batch))
+        label_loss(self.task, output.detach().clone().requires_grad_(), batch)
 
     def may_heal(self, span: Span) -> bool:
         """Are there layers behind a span that may be healed?"""

@@ -25,6 +25,7 @@ from spansearch.polisher import Polisher, is_turn
 from spansearch.recipe import Splice
 from spansearch.search import POLISH, Constraints
 from spansearch.trials import outcome_of, remember
+from spansearch.workbench import Workbench
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -194,12 +195,16 @@ def test_labels_are_used_where_the_task_says_how(tmp_path: Path) -> None:
     assert all(outcome.state == "complete" for outcome in polishes(study).values())
 
 
-def test_after_two_that_failed_no_more_are_tried(tmp_path: Path) -> None:
+def test_after_two_that_failed_no_more_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def without_labels(output: torch.Tensor, batch: Any) -> torch.Tensor:
         return F.cross_entropy(output, batch[2])
 
     settings = tasks.quick(families=("ridge", "lowrank"))
     study = ss.Study(tasks.make(loss=without_labels), directory=tmp_path, search=settings)
+    with pytest.raises(ss.TaskError, match="fails on calibration examples"):
+        study.run(30)  # before anything is tried
+    assert not study.finished()
+    monkeypatch.setattr(Workbench, "require_usable_loss", lambda self: None)  # as it works at times
     study.run(30)
     found = polishes(study)
     assert [outcome.state for outcome in found.values()] == ["failed", "failed"]

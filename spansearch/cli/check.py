@@ -48,6 +48,8 @@ def check(study: Path, directory: Path | None, device: str) -> None:
     if refused:
         rows.add_row("refused by replay", ", ".join(one.name for one in refused))
     bench.require_legal_span(space.spans)
+    if opened.search.polish:
+        bench.require_usable_loss()
     rows.add_row("families", ", ".join(space.families))
     for name, reason in space.unfit.items():
         rows.add_row("fits no span", f"{name}: {reason}")
