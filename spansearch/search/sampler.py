@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-DRAWS = 8
+DRAWS = 4
 
 
 def tpe(seed: int) -> BaseSampler:
