@@ -23,8 +23,9 @@ from spansearch.workbench import Workbench
 
 EVERY = 6  # trials; the last of them, which would be the sampler's, polishes instead
 HOPE = 0.5  # what is left of a divergence where polishing does some good
-REFERENCE = (1.0, 1.0)  # of the hypervolume of cost, as a share of the teacher's, and divergence
-LEAST = 3e-5  # of it, to be worth a polish: a divergence of .001 halved over 6% of the flops
+USABLE = 0.1  # divergence of models that somebody may want: of one beyond, half is as little use
+REFERENCES = ((1.0, USABLE), (1.0, 1.0))  # of hypervolumes of (cost, divergence)
+LEAST = 3e-5  # gain of one, to be worth a polish: a divergence of .001 halved over 6% of the flops
 LOOKS = 20  # at the held-out examples, of a whole polish
 HOPELESS = 2  # polishes that failed, before any came to a model: no gradient, a loss without its labels
 KEPT = ("student_params", "widths", "main", "depth")  # of what is said of the member
@@ -66,8 +67,8 @@ class Polisher:
 
     def choose(self) -> int | None:
         """The trial whose model promises most: the hypervolume of divergence and the cost that the search
-        goes by, a share of the teacher's, would grow most if its divergence halved. None where nothing is
-        left that is worth it.
+        goes by, a share of the teacher's, would grow most if its divergence halved; that of usable models
+        first. None where nothing is left that is worth it.
 
         Follows from the finished trials alone: until another one is finished it stays the same.
         """
@@ -75,12 +76,13 @@ class Polisher:
         if len(tried) >= HOPELESS and all(outcome.state == "failed" for outcome in tried):
             return None
         found = list(self._measured())
-        if self.constraints.limits:
-            good = [one for one in found if self.constraints.fulfilled(_of(one))]
-            choice = _most_promising(good, self.memory, self.settings.cost)
-            if choice is not None:
-                return choice
-        return _most_promising(found, self.memory, self.settings.cost)
+        good = [one for one in found if self.constraints.fulfilled(_of(one))]
+        for some in (good, found):
+            for reference in REFERENCES:
+                choice = _most_promising(some, self.memory, self.settings.cost, reference)
+                if choice is not None:
+                    return choice
+        return None
 
     def carry_out(self, number: int | None) -> Outcome:
         """Polish the model of a trial that was chosen, and measure it.
@@ -160,17 +162,23 @@ class Polisher:
                 yield number, outcome
 
 
-def _most_promising(found: list[Found], memory: Memory, cost: str) -> int | None:
-    """The trial that promises most of those on the front of (cost, loss) that were not polished so far."""
+def _most_promising(
+    found: list[Found], memory: Memory, cost: str, reference: tuple[float, float]
+) -> int | None:
+    """The trial that promises most of those on the front of (cost, loss) that were not polished so far.
+
+    Args:
+        reference: of the hypervolume of (cost as a share of the teacher's, divergence).
+    """
     front = [found[k] for k in non_dominated([(value(_of(one), cost), loss(_of(one))) for one in found])]
     points = [(value(_of(one), f"{cost}_ratio"), _of(one).divergence) for one in front]
-    now = hypervolume(points, REFERENCE)
+    now = hypervolume(points, reference)
     gains = {}
     for k, (number, _) in enumerate(front):
         if number not in memory.polished:
             share, divergence = points[k]
             better = [*points[:k], (share, HOPE * divergence), *points[k + 1 :]]
-            gains[number] = hypervolume(better, REFERENCE) - now
+            gains[number] = hypervolume(better, reference) - now
     best = max(gains, key=gains.__getitem__, default=None)
     return best if best is not None and gains[best] >= LEAST else None
 

@@ -253,23 +253,30 @@ def choosing(
 
 def test_the_one_whose_halved_divergence_adds_most_to_the_hypervolume() -> None:
     found = {
-        3: member(3, 0.2, 0.2, 0.3),  # to the next: 0.1 * 0.3
-        4: member(4, 0.5, 0.1, 0.2),  # 0.05 * 0.5, the whole way to the reference
-        5: member(5, 0.6, 0.3, 0.25),  # beaten
+        3: member(3, 0.2, 0.02, 0.3),  # to the next: 0.01 * 0.3
+        4: member(4, 0.5, 0.01, 0.2),  # 0.005 * 0.5, the whole way to the reference
+        5: member(5, 0.6, 0.03, 0.25),  # beaten
     }
     assert choosing(found) == 3
-    assert choosing({**found, 6: member(6, 0.25, 0.11, 0.25)}) == 6  # it would beat 4 as well
+    assert choosing({**found, 6: member(6, 0.25, 0.011, 0.25)}) == 6  # it would beat 4 as well
     assert choosing({4: found[4], 5: found[5]}) == 4
     assert choosing({}) is None
 
 
 def test_the_front_is_that_of_the_cost_the_search_goes_by() -> None:
-    found = {3: member(3, 0.2, 0.2, 0.3), 4: member(4, 0.5, 0.1, 0.2)}
+    found = {3: member(3, 0.2, 0.02, 0.3), 4: member(4, 0.5, 0.01, 0.2)}
     splice, outcome = found[3]
     assert outcome.measures is not None
     dear = replace(outcome, measures=replace(outcome.measures, params=20, params_ratio=0.9))
     found[3] = splice, dear
     assert choosing(found) == 3 and choosing(found, cost="params") == 4
+
+
+def test_usable_models_come_before_those_that_are_none() -> None:
+    found = {3: member(3, 0.01, 0.8, 0.5), 4: member(4, 0.5, 0.01, 0.01)}
+    assert choosing(found) == 4  # though half of .8 is a lot more
+    same = Outcome("complete", found[4][1].measures, {"polish": {"of": 4}, "duplicate_of": 4})
+    assert choosing(found, _4=same) == 3
 
 
 def test_each_is_polished_once_and_stands_on_the_front_as_it_is_then() -> None:
@@ -290,7 +297,7 @@ def test_what_is_close_to_the_teacher_gains_nothing_and_is_skipped() -> None:
 
 
 def test_those_that_fulfil_the_constraints_come_first() -> None:
-    found = {3: member(3, 0.2, 0.8, 0.5), 4: member(4, 0.5, 0.1, 0.01)}
+    found = {3: member(3, 0.2, 0.08, 0.5), 4: member(4, 0.5, 0.01, 0.01)}
     assert choosing(found) == 3
     assert choosing(found, {"max_score_drop": 0.05}) == 4
     assert choosing({3: found[3]}, {"max_score_drop": 0.05}) == 3
