@@ -81,9 +81,7 @@ class Planner:
         """Does a proposal stand for a model that was not tried before, and announces no cost that breaks a
         constraint?"""
         try:
-            one = self.space.decode(params)
-            plan = self.plan(one, self.budget(params))
-            return recipe(one, plan) not in self.memory.seen and self._allows(one, plan)
+            return self._worthwhile(params) is not None
         except Exception as error:  # a user's family: the trial will say what is wrong with it
             pass_on_stop(error)
             return True
@@ -94,16 +92,21 @@ class Planner:
 
         Work is counted in flops and not in seconds, which differ from run to run: so would the trials.
         """
-        if not self.is_worthwhile(params):
-            return None
-        if self.space.settings.sampler in SLOW:
-            return math.inf
         try:
-            one = self.space.decode(params)
-            return self._worth(one, self.plan(one, self.budget(params)))
+            found = self._worthwhile(params)
+            if found is None:
+                return None
+            return math.inf if self.space.settings.sampler in SLOW else self._worth(*found)
         except Exception as error:  # a user's family: it is not to be preferred
             pass_on_stop(error)
             return 0.0
+
+    def _worthwhile(self, params: Mapping[str, Any]) -> tuple[Splice, Plan | None] | None:
+        """What a proposal stands for; None where that is not worthwhile."""
+        one = self.space.decode(params)
+        plan = self.plan(one, self.budget(params))
+        new = recipe(one, plan) not in self.memory.seen
+        return (one, plan) if new and self._allows(one, plan) else None
 
     def _worth(self, one: Splice, plan: Plan | None) -> float:
         memory, whole = self.memory, self.bench.found.flops

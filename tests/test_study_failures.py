@@ -186,13 +186,13 @@ def test_a_model_whose_spans_are_all_refused_by_replay_is_said_to_have_none(tmp_
 def test_a_family_that_breaks_when_it_is_asked_fails_its_trials_only(
     where: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weighed, original = [], planner.Planner.is_worthwhile
+    weighed, original = [], planner.Planner.worth
 
-    def is_worthwhile(own: planner.Planner, params: Any) -> bool:
+    def worth(own: planner.Planner, params: Any) -> float | None:
         weighed.append(params["family"])
         return original(own, params)
 
-    monkeypatch.setattr(planner.Planner, "is_worthwhile", is_worthwhile)
+    monkeypatch.setattr(planner.Planner, "worth", worth)
 
     def broken(self: Halved, *_: Any) -> Any:
         raise error(f"no {where} today")
