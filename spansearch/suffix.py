@@ -94,8 +94,6 @@ class Suffixes:
                 self.starts[point.name] = False
                 return None
             self._kept[point.name] = came
-            while len(self._kept) > 1 and self._taken > self.memory:
-                self._kept.popitem(last=False)
         self._kept.move_to_end(point.name)
         if point.name not in self.starts:
             self.starts[point.name] = self._repeats(prefix, came)
@@ -110,10 +108,11 @@ class Suffixes:
         return sum(value.nbytes for values in self._kept.values() for value in values)
 
     def _recorded(self, point: CutPoint) -> list[Tensor] | None:
-        """One pass of the teacher; None where a batch does not come by, or it is too much for the memory."""
+        """One pass of the teacher; None where a batch does not come by, or it is too much for the memory.
+        What was kept before makes room for it."""
         point = self.found.read_once(point) or point
         model, tap, came = copy_model(self.teacher).eval(), Tap(point), []
-        left = self.memory
+        size = 0
         with ExitStack() as stack:
             stack.callback(tap.attach(model).remove)
             stack.callback(stop_at(point, model).remove)
@@ -123,9 +122,11 @@ class Suffixes:
                 if tap.value is None or not tap.alike:
                     return None
                 came.append(tap.value)
-                left -= tap.value.nbytes
-                if left < 0:
+                size += tap.value.nbytes
+                if size > self.memory:
                     return None
+                while self._kept and self._taken + size > self.memory:
+                    self._kept.popitem(last=False)
                 tap.rewind()
         return came
 
