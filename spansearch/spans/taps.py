@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,10 @@ class Tap:
         self.value, self._seen = None, 0
 
     def _tap(self, structure: Any, given: Any) -> Any:
+        with nullcontext() if self._glue is None else self._glue.resting():
+            return self._exchange(structure, given)
+
+    def _exchange(self, structure: Any, given: Any) -> Any:
         number, self._seen = self._seen, self._seen + 1
         if number != self.place.number:
             return None
@@ -102,7 +106,7 @@ def tapped(model: nn.Module, taps: Iterable[Tap], origins: bool = False) -> Iter
             for handle in glue.watch(model):
                 stack.callback(handle.remove)
             for tap in taps:
-                tap._glue = glue if origins else None
+                tap._glue = glue
             stack.enter_context(glue)
         for tap in taps:
             stack.callback(tap.attach(model).remove)
@@ -118,8 +122,18 @@ class _Glue(TorchFunctionMode):
         self.origins: dict[int, Origin] = {}
         self._alive: list[Tensor] = []  # keeps identities unique
         self._counts: dict[tuple[str, str], int] = {}
-        self._after = ("", 0, "begin")
+        self._after: tuple[str, int, str] | None = None  # the model has not begun
         self._function = 0
+        self._rests = False
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """What taps compute themselves is not the model's: counted, every further tap would move origins."""
+        self._rests = True
+        try:
+            yield
+        finally:
+            self._rests = False
 
     def watch(self, model: nn.Module) -> list[Any]:
         """Hook into every module; returns the handles."""
@@ -143,6 +157,8 @@ class _Glue(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
+        if self._rests or self._after is None:
+            return out
         self._function += 1
         leaves, spec = pytree.tree_flatten(out)
         changed = False
