@@ -149,7 +149,7 @@ class Loop:
     def _to_polish(self, number: int) -> dict[str, Any] | None:
         """Where it is the turn of one, a model of the front that is to be polished; None where none is worth
         it, and the turn falls to the sampler."""
-        if not self.space.settings.polish or not is_turn(number - len(self.study.user_attrs["seeds"])):
+        if not self.space.settings.polish or not is_turn(number - self._opening):
             return None
         chosen = self.polisher.choose()
         if chosen is None:
@@ -158,9 +158,9 @@ class Loop:
         return {**next(trial.params for trial in finished if trial.number == chosen), POLISH: 1}
 
     def _predicted_best(self, number: int) -> dict[str, Any] | None:
-        """Every second trial after the seeds is the composition predicted to be best at a budget, budgets in
+        """Every second trial after the opening is the composition predicted to be best at a budget, these in
         turn; None for the sampler's trials, and where all of them are known."""
-        turn, mine = divmod(number - len(self.study.user_attrs["seeds"]), 2)
+        turn, mine = divmod(number - self._opening, 2)
         if not self.space.settings.compose or mine or turn < 0:
             return None
         return self.planner.best(turn)
@@ -211,6 +211,8 @@ class Loop:
             study.set_user_attr("linear_errors", self._linear_errors())
             study.set_user_attr("seeds", seeds)
             self._tell_of_data(seeds)
+        # closed forms open a study: what they teach chooses among all that comes behind them
+        self._opening = sum(not family(seed["family"]).gradient for seed in study.user_attrs["seeds"])
         self.memory.prospects.errors = study.user_attrs.get("linear_errors", {})
         if self.space.settings.compose:
             self._measure_what_is_missed()
@@ -222,7 +224,7 @@ class Loop:
             worth=self._worth,
             propose=self._proposed,
             given={POLISH: 0} if POLISH in self.space.distributions else {},
-            weighed=sum(not family(seed["family"]).gradient for seed in study.user_attrs["seeds"]),
+            opening=self._opening,
         )
         self.rates = Rates(study.user_attrs.get("rates", {}))
         settings = self.space.settings

@@ -36,7 +36,7 @@ def is_turn(turn: int) -> bool:
     """Does a trial polish?
 
     Args:
-        turn: trials since the seeds; every second one is the sampler's, and every third of those polishes.
+        turn: trials since the opening; every second one is the sampler's, and every third of those polishes.
     """
     return turn >= 0 and turn % EVERY == EVERY - 1
 

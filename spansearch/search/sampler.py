@@ -29,13 +29,14 @@ def tpe(seed: int) -> BaseSampler:
 class SeededSampler(BaseSampler):
     """Proposes given seeds first, then asks a fresh inner sampler seeded by (study seed, trial number).
 
+    The first ``opening`` seeds are proposed as given. From then on the others, in the order of what they are
+    worth by then, take the turns that ``propose`` leaves, before the inner sampler does.
+
     Optuna's samplers carry random state from trial to trial, so a restart changes what follows. Here a
     proposal depends only on the finished trials, the seed and the trial's number.
 
     Of several draws the one that is worth most is proposed, the first of equals. What is worth None (tried
     before) is only proposed where all are; the function must depend on the finished trials only, too.
-
-    Seeds from ``weighed`` on are proposed in the order of what they are worth by then, the others as given.
 
     Parameters that are ``given`` are never drawn: they have these values wherever nothing is proposed that
     says otherwise.
@@ -50,12 +51,12 @@ class SeededSampler(BaseSampler):
         worth: Callable[[Mapping[str, Any]], float | None] = lambda params: math.inf,
         propose: Callable[[int], Mapping[str, Any] | None] = lambda number: None,
         given: Mapping[str, Any] | None = None,
-        weighed: int | None = None,
+        opening: int | None = None,
     ) -> None:
         self._space, self._seeds, self._seed, self._make = dict(space), list(seeds), seed, make
         self._worth, self._propose = worth, propose
         self._given = dict(given or {})
-        self._weighed = len(self._seeds) if weighed is None else weighed
+        self._opening = len(self._seeds) if opening is None else opening
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {name: kind for name, kind in self._space.items() if not kind.single()}
@@ -63,12 +64,9 @@ class SeededSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        if trial.number < len(self._seeds):
-            seed = (
-                self._seeds[trial.number] if trial.number < self._weighed else self._best_seed(study, trial)
-            )
-            return {**self._given, **seed}
-        own = self._propose(trial.number)
+        if trial.number < self._opening:
+            return {**self._given, **self._seeds[trial.number]}
+        own = self._propose(trial.number) or self._best_seed(study, trial)
         if own is not None:
             return {**self._given, **own}
         drawn = {name: kind for name, kind in search_space.items() if name not in self._given}
@@ -87,18 +85,20 @@ class SeededSampler(BaseSampler):
                 break
         return {**(params if best is None else best[1]), **self._given}
 
-    def _best_seed(self, study: Study, trial: FrozenTrial) -> Mapping[str, Any]:
-        """Of the weighed seeds that no trial has yet the one that is worth most, the first of equals."""
+    def _best_seed(self, study: Study, trial: FrozenTrial) -> Mapping[str, Any] | None:
+        """Of the seeds behind the opening that no trial has yet the one that is worth most, the first of
+        equals; None where none is left that is worth anything."""
+        if len(self._seeds) == self._opening:
+            return None
         others = [other.params for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-        left = [
-            seed
-            for seed in self._seeds[self._weighed :]
-            if not any(seed.items() <= params.items() for params in others)
-        ]
-        if not left:  # others, working on the same study, were faster
-            return self._seeds[trial.number]
-        worths = [-math.inf if (worth := self._worth(seed)) is None else worth for seed in left]
-        return left[worths.index(max(worths))]
+        best: tuple[float, Mapping[str, Any]] | None = None
+        for seed in self._seeds[self._opening :]:
+            if any(seed.items() <= params.items() for params in others):
+                continue
+            worth = self._worth(seed)
+            if worth is not None and (best is None or worth > best[0]):
+                best = worth, seed
+        return None if best is None else best[1]
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -9,6 +9,10 @@ closed forms in front of the others, as a search tries them; the rule learns and
 is what is on the table's front, would have been pruned and was not audited. Live: after every trial of the
 search's live runs, which members of the table's front would the rule prune, were they proposed then? Lost are
 those of them for which nothing as good and no dearer is known by then. Baseline: every proposal is fitted.
+
+Beside it a rule that the search does not have: a fit that passes the ridge rule is stopped after a quarter or
+half of it by the same rule, with the linear student's divergence scaled by how the fit's held-out error
+compares with the linear student's by then.
 Measures nothing that search.py has not measured: with the same --out folder both share their figures.
 """
 
@@ -40,10 +44,21 @@ TARGET = 0.02
 ORDERS = 20
 AUDIT = ss.Search().audit
 WAYS = ("random", "closed forms first")
+LOOKS = (0.25, 0.5)
+"""Shares of a fit after which its curve is looked at."""
 
 
-def replayed(entries: Sequence[Record], seed: int, closed_first: bool, share_audited: float) -> Record:
+def replayed(
+    entries: Sequence[Record],
+    seed: int,
+    closed_first: bool,
+    share_audited: float,
+    look: float | None = None,
+) -> Record:
     """The rule over all students of a table in one order.
+
+    Args:
+        look: share of a fit after which it may be stopped by its curve; None: it never is.
 
     Returns:
         Counts of the front's members and of those lost, of what was pruned and audited, and of audits that
@@ -55,22 +70,31 @@ def replayed(entries: Sequence[Record], seed: int, closed_first: bool, share_aud
     if closed_first:
         ordered.sort(key=lambda entry: entry["gradient"])
     members = {id(entry) for entry in front(entries)}
-    rule, known = RidgeRule(), []
+    rule, of_curves, known = RidgeRule(), RidgeRule(), []
     said = {"members": len(members), "lost": 0, "pruned": 0, "audited": 0, "audited_on_front": 0}
     saved, fitted = 0.0, []
     for entry in ordered:
-        if entry["linear"] is not None and rule.decide(entry["flops"], entry["linear"], known) is not None:
+        linear, flops = entry["linear"], entry["flops"]
+        by_then = None if look is None else _by_then(entry, look)
+        left = None  # of the fit, when it is pruned
+        if linear is not None and rule.decide(flops, linear, known) is not None:
+            left = 1.0
+        elif by_then is not None and of_curves.decide(flops, by_then, known) is not None:
+            left = 1 - (look or 0.0)
+        if left is not None:
             if not audited(splice_of(entry), seed, share_audited):
                 said["pruned"] += 1
                 said["lost"] += id(entry) in members
-                saved += entry["seconds"]
+                saved += left * entry["seconds"]
                 continue
             said["audited"] += 1
             said["audited_on_front"] += id(entry) in members
         fitted.append(entry)
-        known.append((entry["flops"], entry["validation"]))
-        if entry["linear"] is not None:
-            rule.learn(entry["validation"], entry["linear"])
+        known.append((flops, entry["validation"]))
+        if linear is not None:
+            rule.learn(entry["validation"], linear)
+        if by_then is not None:
+            of_curves.learn(entry["validation"], by_then)
     return {
         **said,
         "area_lost": 1 - volume(fitted) / volume(entries),
@@ -78,6 +102,17 @@ def replayed(entries: Sequence[Record], seed: int, closed_first: bool, share_aud
         "fitting": sum(e["seconds"] for e in entries),
         "saved": saved,
     }
+
+
+def _by_then(entry: Record, look: float) -> float | None:
+    """The divergence that a fit's curve so far tells of: its span's linear student's, were the error of that
+    one as low. None where there is no curve, or it is too short."""
+    curve = entry.get("curve", ())
+    seen = round(look * (len(curve) - 1))
+    if seen < 1 or not entry.get("linear_error"):
+        return None
+    scaled: float = entry["linear"] * min(curve[: seen + 1]) / entry["linear_error"]
+    return scaled
 
 
 def lived(entries: Sequence[Record], run: Record) -> Record:
@@ -139,6 +174,9 @@ def summarise(tables: dict[str, list[Record]], runs: dict[str, list[Record]], or
             way: _total([replayed(entries, seed, way != "random", AUDIT) for seed in range(orders)])
             for way in WAYS
         }
+        for look in LOOKS:
+            some = [replayed(entries, seed, False, AUDIT, look) for seed in range(orders)]
+            one[f"random, curves at {look:.0%}"] = _total(some)
         if runs.get(name):
             one["live"] = _total([lived(entries, run) for run in runs[name]])
         answers[name] = one
@@ -198,7 +236,9 @@ def markdown(results: dict[str, Any]) -> str:
         origin(results),
         "Share of the members of the exhaustive table's front that the rule lost, over all orders or runs. "
         "`random` and `closed forms first`: the table's students come up one after the other, each member "
-        "counts once in every order. `live`: runs of the search; every member counts once after every trial. "
+        "counts once in every order. `curves at`: fits that pass are looked at after that share of theirs, "
+        "and stopped by the same rule where their error by then is too high; the search does not do that. "
+        "`live`: runs of the search; every member counts once after every trial. "
         "`area`: by how much less the front of what was fitted dominates than that of all, in the mean. "
         "`fitting saved`: share of the seconds of fitting. Pruned and audited: in the mean; "
         f"{share(AUDIT)} of what the rule prunes is fitted anyway, as in a search. rho is learnt, never set.",

@@ -124,11 +124,18 @@ class SpanTable:
         gradient = family(one.family).gradient
         fitter = self._fitter if gradient else self._fitter_with(Rates({}))
         began = time.process_time()
-        student = fitter.fit(one, span).student
+        fitted = fitter.fit(one, span)
         seconds = time.process_time() - began
-        figures = self._figures(self.setting.spliced(span, student))
+        figures = self._figures(self.setting.spliced(span, fitted.student))
         linear = self._linear(span) if gradient else None
-        return {"gradient": gradient, **figures, "seconds": seconds, "linear": linear}
+        found = {"gradient": gradient, **figures, "seconds": seconds, "linear": linear}
+        if (
+            fitted.report is not None and fitted.depth == 1
+        ):  # what was grown shows the curve of its last depth
+            found["curve"] = list(fitted.report.curve)
+        if linear is not None:
+            found["linear_error"] = bench.screening.path(span).held_out_error
+        return found
 
     def _healed(self, one: Splice) -> Record:
         bench, span = self.setting.bench, self.space.span(one)

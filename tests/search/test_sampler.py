@@ -213,11 +213,13 @@ def test_of_several_draws_the_one_worth_most_is_proposed() -> None:
 
 
 @pytest.mark.parametrize("stops", [(), (2, 3, 4)])
-def test_weighed_seeds_come_in_the_order_of_their_worth_by_then(
+def test_behind_the_opening_seeds_take_the_turns_left_to_them_in_the_order_of_their_worth_by_then(
     stops: tuple[int, ...], tmp_path: Any
 ) -> None:
-    """Which changes with what was tried; also where the process is replaced, and a trial left running."""
+    """Which changes with what was tried; also where the process is replaced, and a trial left running.
+    One that is worth nothing any more is left out."""
     seeds = [{**SEEDS[0], "left": left} for left in (1, 2, 3, 4, 5)]
+    composed = {**SEEDS[0], "left": 7}
     optuna.create_study(study_name="s", storage=storage(tmp_path), directions=["minimize"] * 2)
     got: list[int] = []
 
@@ -225,21 +227,26 @@ def test_weighed_seeds_come_in_the_order_of_their_worth_by_then(
         towards = 4 if len(got) < 3 else 0
         return None if params["left"] == 5 else -abs(params["left"] - towards)
 
+    def propose(number: int) -> dict[str, Any] | None:
+        return composed if number == 3 else None
+
+    def opened() -> optuna.Study:
+        sampler = SeededSampler(SPACE, seeds, 0, worth=worth, propose=propose, opening=2)
+        return optuna.load_study(study_name="s", storage=storage(tmp_path), sampler=sampler)
+
     study = None
-    for number in range(5):
+    for number in range(6):
         if study is None or number in stops:
-            sampler = SeededSampler(SPACE, seeds, 0, worth=worth, weighed=2)
-            study = optuna.load_study(study_name="s", storage=storage(tmp_path), sampler=sampler)
+            study = opened()
         trial = study.ask()
-        if number == 3 and stops:  # killed with its parameters written down
+        if number == 4 and stops:  # killed with its parameters written down
             suggest(trial, SPACE)
-            sampler = SeededSampler(SPACE, seeds, 0, worth=worth, weighed=2)
-            study = optuna.load_study(study_name="s", storage=storage(tmp_path), sampler=sampler)
+            study = opened()
             trial = Trial(study, trial._trial_id)
         params = suggest(trial, SPACE)
         tell(study, trial, params)
         got.append(params["left"])
-    assert got == [1, 2, 4, 3, 5]
+    assert got[:5] == [1, 2, 4, 7, 3] and got[5] != 5
 
 
 def _by_left(params: Mapping[str, Any]) -> float | None:

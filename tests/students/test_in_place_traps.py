@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import pytest
@@ -12,8 +11,6 @@ from torch.nn import functional as F
 
 from spansearch.calibration import Calibration
 from spansearch.evidence import Evidence
-from spansearch.fit import FitSettings
-from spansearch.polish import refine_through_suffix
 from spansearch.record import record
 from spansearch.screen import Screening
 from spansearch.spans import Span, find_spans, splice
@@ -147,18 +144,6 @@ def test_a_number_that_other_code_reads_as_well_is_not_changed() -> None:
 def test_half_precision_layers_are_aimed_as_well() -> None:
     exact = error("truncated", 0.5, *known(blocks(), ("0", "3")))
     assert error("truncated", 0.5, *known(blocks().bfloat16(), ("0", "3"))) < 2 * exact + 1e-3
-
-
-def test_a_frozen_teachers_own_layers_can_be_refined() -> None:
-    model = blocks().requires_grad_(False)
-    span, evidence = known(model, ("0", "3"))
-    student = family("thin").solve(span, family("thin").size(span, 0.25), evidence)
-    given = copy.deepcopy(student.state_dict())
-    settings = FitSettings(steps=40, batch_size=64, check_every=10)
-    refined = refine_through_suffix(model, {span: student}, evidence.calibration, "squared", settings, 3e-3)
-    assert not any(p.requires_grad for p in refined.students[span].parameters())
-    assert all(torch.equal(value, given[name]) for name, value in student.state_dict().items())
-    assert refined.details["curve"][0] >= min(refined.details["curve"])
 
 
 def test_layers_called_like_what_a_student_has_itself() -> None:

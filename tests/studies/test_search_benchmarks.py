@@ -204,6 +204,15 @@ def test_what_the_rule_loses_by_hand():
     tested = pruning.replayed([lost, fine, known], 0, True, 0.999999)
     assert (tested["lost"], tested["audited"], tested["audited_on_front"]) == (0, 1, 1)
 
+    course = {"curve": [9.0, 8.0, 1.0, 0.5, 0.4], "linear_error": 1.0}
+    slow = {
+        **fine,
+        **course,
+    }  # after a quarter 8 x the linear error: .2 x .32 > .05
+    for look, stopped in ((None, 0), (0.25, 1), (0.5, 0)):
+        found = pruning.replayed([slow, known], 0, True, 0.0, look)
+        assert (found["pruned"], found["lost"], found["saved"]) == (stopped, stopped, 0.75 * stopped)
+
     complete = {"cpu": 1.0, "state": "complete", "fitting": 2.0, **point(10, 0.05)}
     gone = {"cpu": 2.0, "state": "pruned", "fitting": 0.0, "rule": {}, "span": "a -> b"}
     gone |= {"family": "mlp", "size": 55, "init": "warm"}
