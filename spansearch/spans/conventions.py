@@ -154,6 +154,8 @@ def _holds(model: nn.Module, trial: Trial, mask: Tensor, reading: Reading, by_pa
     """
     leaves, _ = flatten(trial.given)
     examples, length = leaves[trial.tokens[0]].shape[:2]
+    if any(leaves[i].shape[1] != mask.shape[-1] for i in trial.tokens):  # queries of pooled tokens, say
+        return False
     free = reading.allowed(mask).expand(examples, 1, length, length)[:, 0].clone()
     free.diagonal(dim1=-2, dim2=-1).fill_(False)  # that every position reads itself says nothing
     free = free.cpu()

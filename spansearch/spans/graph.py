@@ -40,6 +40,7 @@ class Call:
     container: bool = False  # an nn.Sequential: its output is its last entry's
     inputs: dict[int, int] = field(default_factory=dict)  # leaf of (args, kwargs) -> vertex
     outputs: dict[int, int] = field(default_factory=dict)  # leaf of the output -> vertex
+    handed: dict[int, int] = field(default_factory=dict)  # leaf of the output -> the same tensor among inputs
     leaves: tuple[Leaf, ...] = ()
     structure: Structure | None = None
     ops: frozenset[int] = frozenset()  # the vertices made during the call
@@ -68,6 +69,7 @@ class Recording:
         default_factory=dict
     )  # keeps nodes alive, so that identities stay unique
     output_keys: dict[Key, None] = field(default_factory=dict)
+    beside: dict[tuple[int, int], None] = field(default_factory=dict)  # as in Trace
 
 
 @dataclass
@@ -85,6 +87,9 @@ class Trace:
     uncounted: tuple[str, ...]
     batch_size: int
     source: int | None  # the vertex of the model's own input, where it is one floating-point tensor
+    # (call that makes it, call that reads it) of tensors that autograd does not follow: what is made of
+    # weights alone, of positions, masks
+    beside: tuple[tuple[int, int], ...] = ()
     masks: SeenMasks = field(default_factory=SeenMasks)  # attention masks; not looked for in train mode
 
     def is_inside(self, call: int, other: int) -> bool:

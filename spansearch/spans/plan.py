@@ -23,6 +23,7 @@ class PlannedCall:
         returns: leaf of the output that the student's output becomes, in the last call of one.
         leaves, structure: what the call returned when it was traced.
         same: for every leaf the first one that is the same tensor.
+        handed: (leaf of the output, leaf of (args, kwargs)) that are the same tensor: masks, position biases.
         reference: leaf of (args, kwargs) whose shape and dtype tell how a run differs from the traced one.
         reference_shape, reference_dtype: its own when it was traced.
     """
@@ -34,6 +35,7 @@ class PlannedCall:
     returns: int | None
     leaves: tuple[Leaf, ...]
     same: tuple[int, ...]
+    handed: tuple[tuple[int, int], ...]
     structure: Structure
     reference: int | None
     reference_shape: tuple[int, ...]
@@ -86,7 +88,7 @@ def make_plan(traced: Trace, start: CutPoint, stop: CutPoint) -> Plan:
     """Plan the replacement of what lies between two cut points of one chain."""
     inside = traced.graph.between(start.vertex, stop.vertex)
     ops = frozenset(vertex for vertex in inside if vertex in traced.operators)
-    replaced, vanished = _calls_inside(traced, inside, ops)
+    replaced, vanished = _calls_inside(traced, inside, ops, start)
     removed = frozenset().union(*(traced.calls[index].ops for index in replaced))
     route = _route(traced, replaced, start.vertex, stop.vertex) if removed == ops else None
     emit = stop.emit
@@ -102,6 +104,8 @@ def make_plan(traced: Trace, start: CutPoint, stop: CutPoint) -> Plan:
         obstacle = f"no module call lies wholly between {start.name} and {stop.name}"
     elif route is None and not capture:
         obstacle = f"no module call reads {start.name} before {stop.name} is made, so no student could either"
+    else:
+        obstacle = _other_rows(traced, start, stop) or _left_beside(traced, {*replaced, *vanished})
     due = replaced[0] if route else max((place.call for place in capture), default=-1)
     masks = _masks(traced, start, sorted([*replaced, *vanished]), due)
     known = masks if isinstance(masks, tuple) else ()
@@ -130,6 +134,29 @@ def make_plan(traced: Trace, start: CutPoint, stop: CutPoint) -> Plan:
         known,
         masks if isinstance(masks, str) else None,
     )
+
+
+def _other_rows(traced: Trace, start: CutPoint, stop: CutPoint) -> str | None:
+    """Why a student could not tell the examples apart, or None where it can."""
+    for point in (start, stop):
+        shape = traced.activations[point.vertex].shape
+        if shape[:1] != (traced.batch_size,):
+            return (
+                f"{point.name} has shape {shape} for {traced.batch_size} examples: they do not lie along its "
+                "first dimension (but layers, windows, tokens by expert), so no student can be fitted to it"
+            )
+    return None
+
+
+def _left_beside(traced: Trace, gone: set[int]) -> str | None:
+    """Why something that replaced calls return beside the activations would be missed, or None."""
+    for maker, reader in traced.beside:
+        if maker in gone and reader not in gone:
+            return (
+                f"{traced.calls[maker].path} also returns what does not depend on the span's start, such as "
+                f"position biases or a mask, and {traced.calls[reader].path} needs it"
+            )
+    return None
 
 
 def _masks(traced: Trace, start: CutPoint, calls: Sequence[int], due: int) -> tuple[Mask, ...] | str:
@@ -171,8 +198,16 @@ def _captures(traced: Trace, start: CutPoint, emit: Place) -> tuple[Place, ...]:
     return tuple(sorted(filter(in_time, start.places), key=lambda place: not place.path))
 
 
-def _calls_inside(traced: Trace, inside: set[int], ops: frozenset[int]) -> tuple[list[int], list[int]]:
+def _calls_inside(
+    traced: Trace, inside: set[int], ops: frozenset[int], start: CutPoint
+) -> tuple[list[int], list[int]]:
     """Indices of the outermost calls wholly inside, as they begin, and of the calls made in them."""
+    making: set[int] = set()  # calls in which the start is made: an embedding's output has no operator
+    for place in start.places:
+        index = place.call if place.side == "out" else -1
+        while index >= 0:
+            making.add(index)
+            index = traced.calls[index].parent
     replaced: list[int] = []
     vanished: list[int] = []
     within: set[int] = set()
@@ -185,7 +220,7 @@ def _calls_inside(traced: Trace, inside: set[int], ops: frozenset[int]) -> tuple
         touched = {*call.inputs.values(), *call.outputs.values()}
         # one that computes nothing, such as dropout in eval mode, goes with what surrounds it
         gone = call.ops <= ops if call.ops else bool(call.inputs and call.outputs) and touched <= inside
-        if call.path and gone:
+        if call.path and gone and index not in making:
             within.add(index)
             replaced.append(index)
             works = works or bool(call.ops)
@@ -226,6 +261,7 @@ def _planned(traced: Trace, index: int, reads: int | None, returns: int | None) 
         returns,
         call.leaves,
         tuple(_first_of(call, leaf) for leaf in range(len(call.leaves))),
+        tuple(call.handed.items()),
         call.structure,
         reference,
         seen.shape if seen is not None else (),

@@ -72,6 +72,9 @@ class Slot(nn.Module):
             return unflatten([due], call.structure)
         reference = given[call.reference] if call.reference is not None else None
         out = [_zeros(leaf, call, reference) for leaf in self._sized(call, reference, args, kwargs)]
+        for returned, i in call.handed:
+            if isinstance(given[i], Tensor):
+                out[call.same[returned]] = given[i]
         if due is not None and call.returns is not None:
             out[call.same[call.returns]] = due
         return unflatten([out[first] for first in call.same], call.structure)

@@ -99,6 +99,7 @@ def _finish(recorder: _Recorder, inputs: Inputs, tally: FlopTally, name: str) ->
         tally.uncounted,
         inputs.batch_size,
         flow.vertices.get(sources[0]) if inputs.single else None,
+        tuple(recording.beside),
     )
 
 
@@ -111,6 +112,9 @@ class _Recorder:
         self.open: list[int] = []
         self.lost: list[str] = []  # modules that read what autograd follows and return what it does not
         self.seen: list[str] = []  # modules that return what autograd follows
+        # identities of tensors that it does not follow: kept alive, and the call that returned each first, -1
+        # where it was read before
+        self.loose: dict[int, tuple[Tensor, int]] = {}
 
     def watch(self, model: nn.Module) -> list[Any]:
         """Hook into a model; returns the handles."""
@@ -139,7 +143,12 @@ class _Recorder:
             recording.calls.append(
                 Call(path, number, parent, first_node, flops=self.tally.total, container=container)
             )
-            read = self._read(flatten((args, kwargs))[0])
+            leaves = flatten((args, kwargs))[0]
+            read = self._read(leaves)
+            for leaf in _loose(leaves):
+                maker = self.loose.setdefault(id(leaf), (leaf, -1))[1]
+                if maker >= 0:
+                    recording.beside[maker, len(recording.calls) - 1] = None
             recording.keys.append((read, {}))
             if self.masks is not None:
                 self.masks.look(len(recording.calls) - 1, path, module, (args, kwargs), list(read))
@@ -151,6 +160,14 @@ class _Recorder:
             call.flops = self.tally.total - call.flops
             leaves, call.structure = flatten(output)
             call.leaves = tuple(_describe(leaf) for leaf in leaves)
+            given = {id(leaf): i for i, leaf in enumerate(flatten((args, kwargs))[0])}
+            call.handed = {
+                i: given[id(leaf)]
+                for i, leaf in enumerate(leaves)
+                if isinstance(leaf, Tensor) and id(leaf) in given
+            }
+            for leaf in _loose(leaves):
+                self.loose.setdefault(id(leaf), (leaf, index))
             read, made = recording.keys[index][0], self._read(leaves)
             recording.keys[index] = (read, made)
             if made and path:
@@ -171,6 +188,11 @@ class _Recorder:
                 self.recording.tensors.setdefault(key, (tuple(leaf.shape), leaf.dtype, leaf._is_view()))
                 found[i] = key
         return found
+
+
+def _loose(leaves: list[Any]) -> Iterator[Tensor]:
+    """The tensors that autograd does not follow."""
+    return (leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.grad_fn is None)
 
 
 def _describe(leaf: Any) -> Leaf:

@@ -129,4 +129,6 @@ def test_a_further_output_is_named_by_its_number():
 
     found = find_spans(Last().eval(), torch.randn(4, 7, 5))
     assert top(found) == ["input", "lstm[1]", "head:input", "head"]
-    assert found["input", "lstm[1]"].stop.layout is None  # (layers, N, C)
+    with pytest.raises(SpanError, match=r"lstm\[1\] has shape \(1, 4, 6\) for 4 examples"):  # layers first
+        found["input", "lstm[1]"]
+    assert found["input", "head:input"].modules == ("lstm",)
