@@ -138,11 +138,12 @@ class Planner:
 
     def best(self, turn: int) -> dict[str, Any] | None:
         """The composition that is predicted to be best at the budget whose turn it is and was not tried
-        before, in the shape of a proposal; None where there is none."""
+        before, in the shape of a proposal; None where there is none. One without any student of a span, the
+        teacher's own layers thinned out, is a splice alone."""
         budgets, library = self._budgets(), self.memory.library
         asked = budgets[turn % len(budgets)]
         budget = min(asked, self.constraints.flops)
-        best: tuple[float, dict[str, Any]] | None = None
+        best = self._thinned_out(budget)
         for item in library.items:
             plan = self.plan(item.splice, budget)
             if plan is None or plan.recipe in self.memory.seen or plan.recipe in self.memory.failed:
@@ -153,6 +154,33 @@ class Planner:
                 if self.space.decode(params) == item.splice:  # sizes may lie between those of widths
                     best = (score, params)
         return None if best is None else best[1]
+
+    def _thinned_out(self, budget: float) -> tuple[float, dict[str, Any]] | None:
+        """The teacher's own layers with as many features as a budget leaves: what it may diverge by, and the
+        proposal; None where that was tried, or is not possible."""
+        span, flops = self._thinnable, self.bench.found.flops
+        predicted = None if span is None else self.composer.thinned(budget * flops)
+        if span is None or predicted is None:
+            return None
+        limit = budget * flops - (flops - span.flops)
+        low, high = 0, family("thin").size(span, 1.0)  # 0: none
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = student_cost("thin", span, middle).flops <= limit
+            low, high = (middle, high) if fits else (low, middle - 1)
+        one = Splice(span.start.name, span.stop.name, "thin", low)
+        if not low or (one,) in self.memory.seen or (one,) in self.memory.failed:
+            return None
+        params = self.space.encode(span, "thin", self.space.width(one))
+        if self.space.decode(params) != one or not self._allows(one, None):
+            return None
+        return self.memory.library.correction.thinned * predicted, params
+
+    @cached_property
+    def _thinnable(self) -> Span | None:
+        """The costliest span whose layers can be thinned out."""
+        spans = sorted(self.space.spans, key=lambda span: -span.flops)
+        return next((span for span in spans if self.space.student("thin", span, 0.5) is not None), None)
 
     def _params_of(self, item: Item, budget: float) -> dict[str, Any]:
         one = item.splice

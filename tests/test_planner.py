@@ -15,10 +15,11 @@ from spansearch import planner as planning
 from spansearch.evaluate import Measures
 from spansearch.memory import Memory
 from spansearch.outcome import Outcome
-from spansearch.planner import Planner
+from spansearch.planner import BUDGETS, Planner
 from spansearch.recipe import Splice
 from spansearch.search import Constraints
 from spansearch.spans import Span
+from spansearch.students import student_cost
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -130,3 +131,23 @@ def test_the_front_that_is_kept_up_is_the_front_of_all(tmp_path: Path) -> None:
         if k % 2:
             assert memory.front
     assert memory.front == [(1, 0.9), (3, 0.4), (5, 0.2)]
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_the_teacher_thinned_out_to_a_budget_is_one_of_the_compositions(turn: int, tmp_path: Path) -> None:
+    at = Bench(tmp_path, compose=True)
+    found, budget = at.study.bench.found, BUDGETS[turn]
+
+    def flops(size: int) -> float:
+        return found.flops - span.flops + student_cost("thin", span, size).flops
+
+    params = at.planner.best(turn)
+    assert params is not None  # nothing else is known
+    one = at.study.space.decode(params)
+    span = at.study.space.span(one)
+    assert (one.family, at.study.space.budget(params)) == ("thin", 1)
+    assert flops(one.size) <= budget * found.flops < flops(one.size + 1)
+    at.memory.seen[(one,)] = (0, None)
+    assert at.planner.best(turn) is None
+    limited = Bench(tmp_path / "limited", Constraints({"max_params": 0.01}), compose=True)
+    assert limited.planner.best(turn) is None

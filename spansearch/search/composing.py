@@ -98,6 +98,11 @@ class Composer:
                 if all(not a & b for a, b in combinations(ops, 2)):
                     yield (given, *some)
 
+    def thinned(self, budget: float) -> float | None:
+        """Divergence predicted of the teacher with no student, thinned out to a budget of flops; None where
+        that is not enough."""
+        return self._predicted((), budget)
+
     def _predicted(self, items: Sequence[Item], budget: float) -> float | None:
         """Divergence of what has to be thinned beside some students; None where that is not enough."""
         need = self.found.flops - budget - sum(item.saved for item in items)

@@ -161,15 +161,17 @@ def student_cost(name: str, span: Span, size: int, depth: int = 1) -> Cost:
     Counted on the meta device; a family whose students compute nothing outside the model has a method
     ``cost(span, size)`` that says so.
     """
-    own = getattr(family(name), "cost", None)
-    if own is not None:
-        return own(span, size)
     # What a family builds may follow from all of these; spans are compared by their ends alone.
-    return _announced(name, span, size, depth, span.flops, span.causal, span.alone)
+    key = (type(family(name)), span.found, span.flops, span.causal, span.alone)
+    return _announced(name, span, size, depth, *key)
 
 
 @lru_cache(maxsize=65536)
 def _announced(name: str, span: Span, size: int, depth: int, *_key: object) -> Cost:
+    own = getattr(family(name), "cost", None)
+    if own is not None:
+        cost: Cost = own(span, size)
+        return cost
     return announce(lambda: family(name, depth).build(span, size), span.start.shape)
 
 
