@@ -59,7 +59,8 @@ class Planner:
         whole, thin = self.bench.found.whole, "thin" in self.space.families
         hidden = [one for one in whole.hidden if thin and is_layer(one.reader_of(one.modules))]
         curves = missed(hidden, whole, self.bench.evidence, self.bench.track)
-        return Composer(whole, hidden, curves, lambda span: self.bench.refusal(span) is not None)
+        fixed = [not whole.may_thin(one) for one in hidden]
+        return Composer(whole, hidden, curves, lambda span: self.bench.refusal(span) is not None, fixed)
 
     def plan(self, one: Splice, budget: float) -> Plan | None:
         """The composition around a splice that is predicted to be best at a budget, a share of the teacher's

@@ -92,7 +92,7 @@ class Study:
         directory: str | Path | None = None,
         seed: int | None = None,
         storage: str | None = None,
-        limits: Mapping[str, Any] | None = None,
+        changes: Mapping[str, Any] | None = None,
         device: str = "auto",
         track: Track = untracked,
     ) -> Study:
@@ -103,22 +103,22 @@ class Study:
             directory: of the run; for a file only.
             seed: in place of the study file's; of a directory in place of the run's.
             storage: as above; of a directory in place of the run's.
-            limits: max_score_drop, max_flops, max_params, max_latency in place of the study file's or the
-                run's.
+            changes: settings of Search in place of the study file's or the run's; of max_score_drop,
+                max_flops, max_params, max_latency, include and exclude the run's directory knows by itself.
             device, track: as above.
 
         Raises:
             TaskError: the file is missing or no study file. StudyError: the directory does not say which file
                 it was run from.
         """
-        file, given = Path(path), dict(limits or {})
+        file, given = Path(path), dict(changes or {})
         if file.is_dir():
             if directory is not None:
                 raise StudyError(f"{path} is the directory of a run already: leave out --dir (directory=).")
             source, directory = source_of(file), file
             file, seed = source.file, source.seed if seed is None else seed
             storage = source.storage if storage is None else storage
-            given = {**source.limits, **given}
+            given = {**source.changes, **given}
         task, search = read_study(file)
         search = Search() if search is None else search
         if not isinstance(search, Search):
@@ -249,7 +249,7 @@ class Study:
         study = self._optuna = open_study(self.storage, self.directory, self.task.name, fingerprint)
         if self.source is not None:
             remember_source(
-                self.directory, Source(self.source, self.search.seed, self.storage, self.search.limits)
+                self.directory, Source(self.source, self.search.seed, self.storage, self.search.changes)
             )
         if len(study.get_trials(deepcopy=False, states=FINISHED)) >= trials:
             log.info("%s: all of %d trials are done", self.task.name, trials)

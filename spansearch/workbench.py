@@ -22,7 +22,7 @@ from spansearch.healing import behind, healable
 from spansearch.latency import Latency, measure_latency, of_size
 from spansearch.record import Recording, record
 from spansearch.screen import Screening
-from spansearch.spans import Reach, Rejected, Span, Spans, Verifier, copy_model, find_spans
+from spansearch.spans import Reach, Rejected, Span, Spans, Verifier, Within, copy_model, find_spans
 from spansearch.spans.structure import flatten
 from spansearch.suffix import Suffixes
 from spansearch.task import SPLITS, Task
@@ -94,6 +94,8 @@ class Workbench:
         out."""
         args, kwargs = arguments(self.examples[0])
         found = find_spans(self.teacher, *args, **kwargs)
+        where = Within(self.settings.include, self.settings.exclude)
+        found = found.within(where) if where else found
         tokens = any(point.layout == "tokens" for point in found.ordered_points)
         if not tokens or not self.masked:
             return found
@@ -101,7 +103,8 @@ class Workbench:
 
     @cached_property
     def spans(self) -> Spans:
-        """The spans of a study: thinned to its resolution, without nested ones if it wants none."""
+        """The spans of a study: thinned to its resolution, where it may replace something, without nested
+        ones if it wants none."""
         thinned = self.found.thinned(self.settings.resolution)
         if self.settings.nested:
             return thinned

@@ -9,6 +9,7 @@ from study_runs import new, table
 
 import spansearch as ss
 from spansearch.planner import recipe
+from spansearch.trials import outcome_of
 
 pytestmark = pytest.mark.usefixtures("quiet")
 SEEDS = 8
@@ -108,7 +109,7 @@ def test_members_are_marked_and_limits_are_part_of_the_settings(tmp_path: Path) 
 def test_a_directory_remembers_the_constraints(tmp_path: Path) -> None:
     file = tasks.study_file(tmp_path / "study.py")
     limits = {"max_flops": "60%", "max_score_drop": 0.1}
-    ss.Study.open(file, directory=tmp_path / "d", limits=limits).run(2)
+    ss.Study.open(file, directory=tmp_path / "d", changes=limits).run(2)
     again = ss.Study.open(tmp_path / "d")
     assert again.search.limits == {"max_flops": 0.6, "max_score_drop": 0.1}
     assert again.run(3) == "done"
@@ -124,3 +125,33 @@ def test_students_fitted_by_gradient_do_not_open_a_search_that_cannot_use_them(t
 
     free, bound = opening(), opening(max_flops=0.02)
     assert bound.count("conv") < free.count("conv") and bound.count("ridge") == free.count("ridge")
+
+
+def test_students_go_only_where_they_may(tmp_path: Path) -> None:
+    """Alone, in compositions and as thinned layers; and the directory remembers it."""
+    families = ("ridge", "lowrank", "thin")
+    file = tasks.study_file(tmp_path / "study.py", "cnn")
+    changes = {"include": ("blocks",), "exclude": "*.1", "families": families, "polish": False}
+    study = ss.Study.open(file, directory=tmp_path / "d", changes=changes, device="cpu")
+    study.run(12)
+    recipes = [outcome_of(trial)[1].recipe for trial in study.finished()]
+    assert len({splice for one in recipes for splice in one}) > 3
+    for splice in (splice for one in recipes for splice in one):
+        span = study.bench.found[splice.start, splice.stop]
+        if splice.family == "thin":
+            groups = splice.counts or (0,) * len(span.hidden)
+            touched = {
+                path
+                for hidden, count in zip(span.hidden, groups, strict=True)
+                if count < hidden.groups
+                for path in hidden.modules
+            }
+        else:
+            touched = set(span.modules)
+        assert touched and all(path.startswith("blocks.0") for path in touched), splice
+    again = ss.Study.open(tmp_path / "d", changes={"families": families, "polish": False}, device="cpu")
+    assert again.search == study.search
+    with pytest.raises(ss.SpanError, match="exclude 'nowhere' matches no module"):
+        _ = ss.Study.open(file, directory=tmp_path / "e", changes={"exclude": "nowhere"}, device="cpu").spans
+    with pytest.raises(ss.TaskError, match="include must be patterns"):
+        ss.Search(include=("",))

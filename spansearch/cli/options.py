@@ -74,6 +74,28 @@ limit_options = (
 )
 
 
+where_options = (
+    click.option(
+        "--include",
+        multiple=True,
+        metavar="PATTERN",
+        help="Replace only what lies in modules of such names: 'layer2*', '*.mlp'. Several.",
+    ),
+    click.option("--exclude", multiple=True, metavar="PATTERN", help="Replace nothing in these. Several."),
+)
+
+
+def with_options(*options: Any) -> Any:
+    """A decorator that gives a command several options, in this order."""
+
+    def decorated(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorated
+
+
 class Duration(click.ParamType):
     """Seconds, or a number with s, m, h or d: 90, 30m, 2h."""
 

@@ -16,17 +16,13 @@ from spansearch.cli.options import (
     seed_option,
     storage_option,
     study_argument,
+    where_options,
+    with_options,
 )
 from spansearch.cli.terminal import console, number, progress_bar, share, track
 from spansearch.outcome import Outcome
 from spansearch.recipe import Splice, described
 from spansearch.study import Study
-
-
-def _with_limits(command: Any) -> Any:
-    for option in reversed(limit_options):
-        command = option(command)
-    return command
 
 
 @click.command(epilog="Example: spansearch run studies/digits_cnn.py --trials 60 --timeout 2h")
@@ -36,7 +32,7 @@ def _with_limits(command: Any) -> Any:
     "--trials", type=click.IntRange(1), default=100, show_default=True, help="The study's total of trials."
 )
 @click.option("--timeout", type=Duration(), help="Of the study over all its runs, e.g. 90, 30m, 2h.")
-@_with_limits
+@with_options(*limit_options, *where_options)
 @storage_option
 @seed_option
 @device_option
@@ -48,16 +44,17 @@ def run(
     storage: str | None,
     seed: int | None,
     device: str,
-    **limits: float | str | None,
+    **changes: Any,
 ) -> None:
     """Search for smaller networks until the study has its total of trials, then print the front.
 
     The same command continues a study that was stopped, killed or given a smaller total. Ctrl-C stops it
-    and keeps everything that is finished. Constraints stay those the study was begun with.
+    and keeps everything that is finished. Constraints, and where students may go, stay as the study was
+    begun.
     """
-    given = {name: limit for name, limit in limits.items() if limit is not None}
+    given = {name: value for name, value in changes.items() if value not in (None, ())}
     opened = Study.open(
-        study, directory=directory, seed=seed, storage=storage, limits=given, device=device, track=track
+        study, directory=directory, seed=seed, storage=storage, changes=given, device=device, track=track
     )
     finished: int | None = None
     bar = progress_bar()

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from spansearch.cli.options import device_option, directory_option, study_argument
+from spansearch.cli.options import (
+    device_option,
+    directory_option,
+    study_argument,
+    where_options,
+    with_options,
+)
 from spansearch.cli.terminal import console, counted, number, output, share, table, track
 from spansearch.spans import Spans
 from spansearch.study import Study
@@ -17,18 +23,26 @@ from spansearch.study import Study
 @directory_option
 @device_option
 @click.option("--all", "everything", is_flag=True, help="Every legal span, not only those a study searches.")
+@with_options(*where_options)
 @click.option("--pairs", is_flag=True, help="Every span by itself instead of chains of cut points.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Replay each span across inputs.")
 def spans(
-    study: Path, directory: Path | None, device: str, everything: bool, pairs: bool, verify: bool
+    study: Path,
+    directory: Path | None,
+    device: str,
+    everything: bool,
+    pairs: bool,
+    verify: bool,
+    **where: tuple[str, ...],
 ) -> None:
     """List the legal spans with shape and cost, and what was refused and why.
 
     Any two cut points of a chain enclose a legal span, unless the second is marked "start only": there glue
     reads what glue made before a module does, so that no student's output can take its place. A study
-    searches the chains thinned to its resolution.
+    searches the chains thinned to its resolution; --pairs shows what --include and --exclude leave of them.
     """
-    opened = Study.open(study, directory=directory, device=device, track=track)
+    changes = {name: patterns for name, patterns in where.items() if patterns}
+    opened = Study.open(study, directory=directory, changes=changes, device=device, track=track)
     found = opened.bench.found if everything else opened.bench.spans
     _print_chains(found)
     if pairs:

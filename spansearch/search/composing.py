@@ -33,6 +33,7 @@ class Composer:
         hidden: hidden features that may be thinned out, in the order in which they are read.
         curves: of each, the model's divergence when k of its groups stay (students/allocation.py).
         refused: does a span not survive its replay? Asked of the spans between students.
+        fixed: of the hidden features, may they not be thinned out? None: all may.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class Composer:
         hidden: Sequence[Hidden],
         curves: Sequence[Tensor],
         refused: Callable[[Span], bool] = lambda span: False,
+        fixed: Sequence[bool] | None = None,
     ) -> None:
         self.found, self.hidden, self.curves = found, list(hidden), list(curves)
         self._cuts = [found.position(cut) for cut in found.cuts]
         self._hulls = [_hull(one, curve) for one, curve in zip(hidden, curves, strict=True)]
         self._refused = refused
+        self._fixed = list(fixed or [False] * len(self.hidden))
         self._known: dict[frozenset[str], tuple[list[Span], list[int]]] = {}
         self._between: dict[tuple[str, str], list[Span]] = {}  # planning a span costs more than choosing it
 
@@ -132,7 +135,11 @@ class Composer:
         names = frozenset(item.span.name for item in items)
         if names not in self._known:
             gaps = self._between_students(items)
-            free = [k for k, one in enumerate(self.hidden) if any(one.ops <= gap.plan.ops for gap in gaps)]
+            free = [
+                k
+                for k, one in enumerate(self.hidden)
+                if not self._fixed[k] and any(one.ops <= gap.plan.ops for gap in gaps)
+            ]
             self._known[names] = gaps, free
         return self._known[names]
 
@@ -177,9 +184,9 @@ class Composer:
         kept = dict(zip(free, counts, strict=True))
         splices = [(self.found.position(item.span.start), item.splice) for item in items]
         for gap in self._gaps(items):
-            inside = [k for k in free if self.hidden[k].ops <= gap.plan.ops]
-            if any(kept[k] < self.hidden[k].groups for k in inside):
-                groups = tuple(kept[k] for k in inside)
+            inside = [k for k, one in enumerate(self.hidden) if one.ops <= gap.plan.ops]
+            groups = tuple(kept.get(k, self.hidden[k].groups) for k in inside)
+            if any(groups[n] < self.hidden[k].groups for n, k in enumerate(inside)):
                 size = max(groups)
                 one = Splice(gap.start.name, gap.stop.name, "thin", size, counts=groups)
                 splices.append((self.found.position(gap.start), one))

@@ -38,6 +38,8 @@ class Search:
         widths: smallest and largest width tried, in (0, 1].
         resolution: share of the teacher's flops that must lie between two neighbouring cut points.
         nested: search inside residual branches as well.
+        include, exclude: patterns of module names (``layer?``, ``*.mlp``), as named_modules() has them: where
+            students may go, and where none may. Healing and polishing change weights elsewhere as well.
         fit: how students are fitted by gradient.
         held_out: share of the calibration examples kept apart from fitting.
         seed: every random choice follows from it.
@@ -72,6 +74,8 @@ class Search:
     widths: tuple[float, float] = (1 / 32, 1.0)
     resolution: float = 0.02
     nested: bool = True
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     fit: FitSettings = field(default_factory=FitSettings)
     held_out: float = 0.25
     seed: int = 0
@@ -93,6 +97,8 @@ class Search:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "families", tuple(self.families))
+        for name in ("include", "exclude"):
+            object.__setattr__(self, name, patterns(getattr(self, name), name))
         object.__setattr__(self, "widths", tuple(self.widths))
         if not self.families:
             raise FamilyError("Search: families is empty; name at least one, e.g. ('ridge', 'conv').")
@@ -140,9 +146,10 @@ class Search:
         return self.cost == "latency" or self.max_latency is not None
 
     @property
-    def limits(self) -> dict[str, float | str]:
-        """The constraints that are given, by name."""
-        return {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
+    def changes(self) -> dict[str, Any]:
+        """What a command line may have given in place of the study file: constraints, where students go."""
+        limits = {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
+        return {**limits, "include": list(self.include), "exclude": list(self.exclude)}
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings that results depend on, as plain data: what it is after JSON as well.
@@ -154,3 +161,12 @@ class Search:
         fields = asdict(self)
         del fields["memory_budget"]  # where activations lie does not change them
         return json.loads(json.dumps(fields))
+
+
+def patterns(given: Any, name: str) -> tuple[str, ...]:
+    """One pattern, or several."""
+    some = (given,) if isinstance(given, str) else tuple(given)
+    for pattern in some:
+        if not isinstance(pattern, str) or not pattern:
+            raise TaskError(f"Search: {name} must be patterns of module names, got {pattern!r}.")
+    return some

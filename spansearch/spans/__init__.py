@@ -11,6 +11,7 @@ from spansearch.spans.points import CutPoint, Layout
 from spansearch.spans.span import Span
 from spansearch.spans.splice import overlap, splice
 from spansearch.spans.verify import Verifier, verify
+from spansearch.spans.within import Within
 
 __all__ = [
     "Chain",
@@ -23,6 +24,7 @@ __all__ = [
     "Span",
     "Spans",
     "Verifier",
+    "Within",
     "copy_model",
     "find_spans",
     "overlap",

@@ -17,6 +17,7 @@ from spansearch.spans.plan import make_plan
 from spansearch.spans.points import CutPoint, cut_points
 from spansearch.spans.resolution import points_apart
 from spansearch.spans.span import Span
+from spansearch.spans.within import Within
 
 POOLED = "tokens become a vector, and students would read positions that the task masks out"
 
@@ -56,8 +57,10 @@ class Spans:
         notes: Sequence[str],
         readable: Reach = Reach.AROUND,
         whole: Spans | None = None,
+        chosen: Within | None = None,
     ) -> None:
         self._known, self._trace, self._readable = known, known.traced, readable
+        self._chosen = chosen or Within()
         self.chains = tuple(chains)
         self._rejected = tuple(rejected)
         self.notes = tuple(notes)
@@ -86,7 +89,7 @@ class Spans:
     @cached_property
     def spans(self) -> tuple[Span, ...]:
         """Every legal span, top-level ones first. Quadratic in the length of the chains."""
-        return tuple(span for span in self._pairs if not self._pools(span))
+        return tuple(span for span in self._pairs if not self._pools(span) and self._may_go(span))
 
     @cached_property
     def rejected(self) -> tuple[Rejected, ...]:
@@ -99,6 +102,13 @@ class Spans:
     def _pairs(self) -> tuple[Span, ...]:
         found = (self._span(start, stop, chain) for chain in self.chains for start, stop in chain.pairs())
         return tuple(span for span in found if span is not None)
+
+    def _may_go(self, span: Span) -> bool:
+        return self._chosen.allows(span.modules, (path for path, _ in span.plan.vanished))
+
+    def may_thin(self, hidden: Hidden) -> bool:
+        """Are the layers that make and read these features where something may be replaced?"""
+        return self._chosen.allows(hidden.modules)
 
     def _pools(self, span: Span) -> bool:
         """Do students read all positions of tokens at once, though some may be masked out?"""
@@ -143,18 +153,31 @@ class Spans:
         chains = [chain.keep(kept) for chain, kept in chosen if len(kept) > 1]
         return self._with(chains)
 
+    def within(self, chosen: Within) -> Spans:
+        """The same, of which only spans are listed that lie where they may. All others are still to be had by
+        name.
+
+        Raises:
+            SpanError: a pattern matches no module that the model calls.
+        """
+        chosen.require_matches({call.path for call in self._trace.calls if call.path})
+        return self._with(self.chains, chosen=chosen)
+
     def readable(self, reach: Reach) -> Spans:
         """The same where students may read only so far: of a task that masks positions out, whose padding
         holds anything. Spans that need more are for students that read each position alone; those from tokens
         to a vector are rejected."""
         return self._with(self.chains, reach)
 
-    def _with(self, chains: Sequence[Chain], readable: Reach | None = None) -> Spans:
+    def _with(
+        self, chains: Sequence[Chain], readable: Reach | None = None, chosen: Within | None = None
+    ) -> Spans:
         reach = self._readable if readable is None else readable
+        may_go = self._chosen if chosen is None else chosen
         whole: Spans | None = self.whole
-        if reach != self._readable:
-            whole = None if self.whole is self else self.whole.readable(reach)
-        return Spans(self._known, chains, self._rejected, self.notes, reach, whole)
+        if (reach, may_go) != (self._readable, self._chosen):
+            whole = None if self.whole is self else self.whole._with(self.whole.chains, reach, may_go)
+        return Spans(self._known, chains, self._rejected, self.notes, reach, whole, may_go)
 
     def read_once(self, point: CutPoint) -> CutPoint | None:
         """A cut point at those of its places whose modules are called once, so that the call has one number

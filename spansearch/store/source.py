@@ -25,23 +25,23 @@ MODULE_PREFIX = "spansearch_study_"
 
 @dataclass(frozen=True)
 class Source:
-    """What a run is made of beside its directory: the study file, its seed, its storage where given, and the
-    constraints of its search."""
+    """What a run is made of beside its directory: the study file, its seed, its storage where given, and
+    what a command line may change about its search: constraints, and where students may go."""
 
     file: Path
     seed: int | None = None
     storage: str | None = None
-    limits: Mapping[str, float | str] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def remember_source(directory: Path, source: Source) -> None:
-    """Write down the study file, the seed, the constraints and the storage of a run, without its password."""
+    """Write down the study file, the seed, the storage, without its password, and what was changed."""
     storage = source.storage and without_secrets(source.storage)
     kept = {
         "file": str(source.file.resolve()),
         "seed": source.seed,
         "storage": storage,
-        "limits": dict(source.limits),
+        "changes": dict(source.changes),
     }
     path, about = directory / ABOUT, json.dumps(kept).encode()
     if not path.is_file() or path.read_bytes() != about:
@@ -55,7 +55,7 @@ def source_of(directory: Path) -> Source:
     try:
         about = json.loads((directory / ABOUT).read_bytes())
         source = Source(
-            Path(about["file"]), about.get("seed"), about.get("storage"), dict(about.get("limits", {}))
+            Path(about["file"]), about.get("seed"), about.get("storage"), dict(about.get("changes", {}))
         )
     except FileNotFoundError as error:
         if not (directory / DATABASE).exists():

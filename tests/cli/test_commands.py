@@ -200,6 +200,10 @@ def test_spans(run: Run, study: Path) -> None:
     ):
         assert word in ended.out
     assert "start only" not in ended.out
+    some = run("spans", study, "--pairs", "--no-verify", "--include", "blocks", "--exclude", "blocks.1")
+    assert "blocks.0:input -> blocks.0 " in some.out and "blocks.0:input -> head" not in some.out
+    typo = run("spans", study, "--exclude", "block.1")
+    assert typo.code == 2 and "exclude 'block.1' matches no module of the model" in typo.err
     everything = run("spans", study, "--all", "--no-verify")
     assert len(everything.out.splitlines()) > len(run("spans", study, "--no-verify").out.splitlines())
 

@@ -183,3 +183,17 @@ def test_the_library_knows_what_was_measured_alone():
     assert library.get(known.splice) is known
     assert library.get(item(1, 1, 0.3).splice) is None
     assert library.correction == Correction()
+
+
+def test_features_that_may_not_be_thinned_out_stay_whole() -> None:
+    lost = torch.linspace(1, 0, 17, dtype=torch.float64)
+    curves = [scale * lost**1.5 for scale in (1.0, 0.1, 0.01, 0.001)]
+    fixed = [False, False, True, True]  # those that would go first
+    some = Composer(found(), found().hidden, curves, fixed=fixed)
+    given = item(0, 0, 0.1)
+    plan = some.plan(given, [given], 0.6 * found().flops, Correction())
+    assert plan is not None
+    counts = {splice.span_name: splice.counts for splice in plan.recipe if splice.counts}
+    assert list(counts.values()) == [(counts.popitem()[1][0], 16, 16)]
+    assert some.plan(given, [given], 0.3 * found().flops, Correction()) is None  # not enough is left to go
+    assert composer().plan(given, [given], 0.3 * found().flops, Correction()) is not None
