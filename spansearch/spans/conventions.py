@@ -114,6 +114,8 @@ class MaskWatch:
 def _kind(tensor: Tensor) -> Literal["flags", "additive"] | None:
     if not 2 <= tensor.ndim <= 4 or not tensor.numel() or tensor.is_complex() or tensor.grad_fn is not None:
         return None
+    if tensor.is_meta:  # without values nobody knows
+        return None
     if tensor.dtype is torch.bool:
         return "flags"
     if tensor.is_floating_point() and (bool((tensor <= BLOCKED).any()) or not bool(tensor.any())):

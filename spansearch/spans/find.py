@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from spansearch.spans.causality import find_lines
 from spansearch.spans.chains import find_chains, legal_in_both
 from spansearch.spans.copying import copy_model
 from spansearch.spans.found import Known, Spans
+from spansearch.spans.hidden import Hidden
 from spansearch.spans.hidden_search import hidden_features
 from spansearch.spans.landing import leaf_modules
 from spansearch.spans.points import cut_points
@@ -30,7 +32,8 @@ def find_spans(model: nn.Module, *args: Any, **kwargs: Any) -> Spans:
     nested span. What the two modes disagree on is refused.
 
     Args:
-        model: any nn.Module that runs on a real example; not modified.
+        model: any nn.Module that runs on a real example; not modified. On the meta device, with an example
+            there, it is examined without memory for weights, as far as the graph goes; notes say so.
         args, kwargs: the example, as the model is called; examples along dimension 0, two or more of them.
 
     Returns:
@@ -57,9 +60,18 @@ def find_spans(model: nn.Module, *args: Any, **kwargs: Any) -> Spans:
         chains, refused = legal_in_both(chains, other, cut_points(other))
         rejected += refused
     given = clone_tensors((args, kwargs))
+    find_hidden: Callable[[], tuple[Hidden, ...]] = partial(
+        hidden_features, traced, copy_model(model), *given
+    )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        notes.append(
+            "the model is on the meta device, without values: masks, causality and the features that can be "
+            "thinned out were not found out, and no span can be replayed"
+        )
+        find_hidden = tuple
     known = Known(
         traced,
-        partial(hidden_features, traced, copy_model(model), *given),
+        find_hidden,
         leaf_modules(traced, model),
         tuple(find_lines(model, args, kwargs, traced, chains)),
     )

@@ -19,7 +19,7 @@ def is_mask(tensor: Tensor) -> bool:
     """Bool, only zeros and ones, or an additive mask: every entry 0 or at most -1e4."""
     if tensor.dtype is torch.bool:
         return True
-    if not tensor.numel() or tensor.is_complex():
+    if tensor.is_meta or not tensor.numel() or tensor.is_complex():  # without values nobody knows
         return False
     zero = tensor == 0
     if bool((zero | (tensor == 1)).all()):

@@ -292,3 +292,12 @@ def test_discovery_is_the_same_every_time_and_draws_no_random_numbers():
     first = find_spans(model, x)
     assert torch.equal(torch.get_rng_state(), state) and model.training
     assert names(first) == names(find_spans(model, x))
+
+
+def test_on_the_meta_device_the_graph_is_the_same():
+    """No memory for weights: the spans of a model that would not fit."""
+    for make, x in ((m.mlp, torch.randn(4, 6)), (m.Cnn, torch.randn(4, 1, 8, 8))):
+        real, ghost = find_spans(make().eval(), x), find_spans(make().eval().to("meta"), x.to("meta"))
+        assert [span.name for span in ghost.spans] == [span.name for span in real.spans]
+        assert [span.flops for span in ghost.spans] == [span.flops for span in real.spans]
+        assert any("meta device" in note for note in ghost.notes) and ghost.hidden == ()
