@@ -18,6 +18,7 @@ from spansearch.spans.masks import takes_mask
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 MIXED = ("cuda",)  # kinds of devices where products in bfloat16 are faster
 CHUNK = 256  # examples looked at together where no gradient is needed
+WATCHED = 0.25  # of the steps: after so many it may be given up
 CLIP = 10.0  # largest norm of a gradient; losses are relative, so that it means the same for every span
 
 
@@ -56,6 +57,9 @@ class FitSettings:
         if not self.rates or not all(0 < rate < math.inf for rate in self.rates):
             raise TaskError(f"FitSettings: rates must be one or more finite numbers > 0, got {self.rates}.")
 
+
+GiveUp = Callable[[float], bool]
+"""Is a fit hopeless whose held-out error has come down to this after a quarter of its steps?"""
 
 Rows = tuple[tuple[Tensor | None, ...], Tensor, Tensor | None]
 """(inputs, y, keep) of some examples, on the device: ``student(*inputs)`` is to be ``y`` where ``keep``."""
@@ -167,7 +171,8 @@ class FitReport:
         rate: learning rate used.
         steps: steps taken.
         curve: held-out error at every look, the first before any step.
-        stopped: why it ended: ``steps`` used up, held-out error ``flat``, or ``diverged`` to NaN or infinity.
+        stopped: why it ended: ``steps`` used up, held-out error ``flat``, ``diverged`` to NaN or infinity, or
+            ``given up``.
         by_gradient: held-out error before the last layer was solved again.
     """
 
@@ -194,7 +199,12 @@ def find_rate(build: Callable[[], nn.Module], data: FitData, settings: FitSettin
 
 
 def fit_by_gradient(
-    student: nn.Module, data: FitData, rate: float, settings: FitSettings, seed: int
+    student: nn.Module,
+    data: FitData,
+    rate: float,
+    settings: FitSettings,
+    seed: int,
+    give_up: GiveUp | None = None,
 ) -> FitReport:
     """Fit a student to (x, y) by mean squared error with Adam and a one-cycle schedule, in place.
 
@@ -202,6 +212,8 @@ def fit_by_gradient(
     float32. The weights with the lowest held-out error are kept, those it came with included, so a warm start
     is never made worse. The order of the examples follows from ``seed``; a student that draws random numbers
     itself draws them from torch's global generator. The student ends on ``data.device`` in eval mode.
+
+    After a quarter of the steps ``give_up`` is told the lowest held-out error so far, and may end the fit.
 
     Raises:
         DataError: the student gives NaN or infinite outputs before the first step.
@@ -217,6 +229,7 @@ def fit_by_gradient(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(settings.steps))
     generator = torch.Generator().manual_seed(seed)
     curve, best_state, since_best, steps, stopped = [best], _state(student), 0, 0, "steps"
+    watched = math.ceil(WATCHED * settings.steps / settings.check_every) * settings.check_every
     student.train()
     device = torch.device(data.device)
     mixed = device.type in MIXED and all(weight.dtype == torch.float32 for weight in student.parameters())
@@ -241,6 +254,9 @@ def fit_by_gradient(
                 since_best += 1
             if since_best >= settings.patience or not math.isfinite(curve[-1]):
                 stopped = "flat" if math.isfinite(curve[-1]) else "diverged"
+                break
+            if give_up is not None and steps == watched < settings.steps and give_up(best):
+                stopped = "given up"
                 break
     student.load_state_dict(best_state)
     student.eval()

@@ -12,7 +12,7 @@ from torch import nn
 
 from spansearch.compose import Composition, Part
 from spansearch.errors import StudyError
-from spansearch.fit import find_rate
+from spansearch.fit import GiveUp, find_rate
 from spansearch.recipe import Splice
 from spansearch.search import Search
 from spansearch.search.library import Library
@@ -75,8 +75,8 @@ class Fitter:
                 self._fitted.pop(next(iter(self._fitted)))
         return self._fitted[one]
 
-    def fit(self, one: Splice, span: Span) -> Fitted:
-        """A student on what the teacher has at both ends of its span."""
+    def fit(self, one: Splice, span: Span, give_up: GiveUp | None = None) -> Fitted:
+        """A student on what the teacher has at both ends of its span; arguments as of ``fit_student``."""
         evidence, seed, fit = self.bench.evidence, self.seed_of(one), self.settings.fit
         tested = []
 
@@ -88,11 +88,11 @@ class Fitter:
             return self.rates.get(one.family, span, one.init, partial(test, start))
 
         student = partial(fit_student, one.family, span, one.size, one.init, evidence, fit)
-        fitted = student(rate, seed)
+        fitted = student(rate, seed, give_up)
         if fitted.report is None or tested or fitted.held_out_error < HARDLY:
             return fitted
         # hardly better than the mean: a rate found for another size of student may be none for this one
-        again = student(test, seed)
+        again = student(test, seed, give_up)
         return again if again.held_out_error < fitted.held_out_error else fitted
 
     def seed_of(self, one: Splice) -> int:

@@ -28,6 +28,7 @@ class Memory:
 
     Attributes:
         rule: the ridge rule with the ratios seen.
+        curves: the same for fits that are under way.
         known: (flops, divergence) of the models measured.
         linear: divergence of the best linear student, spliced and not healed, by span name.
         healed: the same, healed, where that was measured.
@@ -42,6 +43,7 @@ class Memory:
     def __init__(self, found: Spans) -> None:
         self.found = found
         self.rule = RidgeRule()
+        self.curves = RidgeRule()
         self.known: list[tuple[int, float]] = []
         self._front: list[tuple[int, float]] = []
         self._beaten = 0  # so many of the models known were held against the front
@@ -99,6 +101,8 @@ class Memory:
         raw = details.get("unhealed", {}).get("divergence", measures.divergence)
         if baseline is not None:
             self.rule.learn(raw, baseline)
+            if "expected" in details:
+                self.curves.learn(raw, details["expected"])
         elif splice.family == "ridge":
             self.linear.setdefault(splice.span_name, raw)
             if "unhealed" in details:

@@ -15,6 +15,7 @@ from spansearch.compose import Composition, Part, compose
 from spansearch.cost import parameter_count
 from spansearch.errors import StudyError
 from spansearch.evaluate import Measures
+from spansearch.fit import WATCHED, GiveUp
 from spansearch.fitter import Fitter, Rates
 from spansearch.memory import Memory
 from spansearch.outcome import Outcome, failed, loss
@@ -26,6 +27,7 @@ from spansearch.store import StudentFiles
 from spansearch.students import Fitted, family, student_cost, width_of
 from spansearch.workbench import Workbench
 
+GIVEN_UP = "given up"  # as fits say it
 HEALS = 5.0  # healing lowers the divergence about so many times at best
 
 
@@ -137,8 +139,13 @@ class Proposals:
                 if not audited(one, self.settings.seed, self.settings.audit):
                     return Outcome("pruned", details={**details, "reason": str(decision)})
                 details["audited"] = True
+        give_up = None if linear is None else self._watch(one, span, linear, details)
         with _added(seconds, "fitting"):
-            fitted = self.fitter.fit(one, span)
+            fitted = self.fitter.fit(one, span, give_up)
+        if fitted.report is not None and fitted.report.stopped == GIVEN_UP:
+            return Outcome("pruned", details=details)
+        if "audited" not in details:  # of a fit that was given up for one at another rate
+            details.pop("rule", None), details.pop("reason", None)
         details.update(_of_fit(fitted))
         made, composed = replace(one, depth=fitted.depth), Composition({span: fitted.student}, {})
         with _added(seconds, "evaluating"):
@@ -180,6 +187,31 @@ class Proposals:
                 healed = self.bench.suffixes.measure(self._composed([part])).divergence
             details["linear_healed"] = healed
         return rule.decide(flops, min(linear, healed), known)
+
+    def _watch(self, one: Splice, span: Span, linear: float, details: dict[str, Any]) -> GiveUp:
+        """The ridge rule for a fit that is under way; what it goes by teaches it, whatever it decides."""
+        flops, heals = self._flops(one, span), self.settings.healing and self.bench.may_heal(span)
+        error = self.bench.screening.path(span).held_out_error
+        healed = details.get("linear_healed", self.memory.healed.get(span.name))
+        lower = 1.0
+        if heals:  # as much as the linear student's
+            lower = 1 / HEALS if healed is None else min(1.0, healed / max(linear, 1e-30))
+
+        def give_up(by_then: float) -> bool:
+            details["expected"] = expected = linear * by_then / max(error, 1e-30)
+            if "audited" in details:
+                return False
+            decision = self.memory.curves.decide(flops, lower * expected, self.memory.known)
+            if decision is None:
+                return False
+            details["rule"] = replace(decision, after=WATCHED).to_json()
+            if audited(one, self.settings.seed, self.settings.audit):
+                details["audited"] = True
+                return False
+            details["reason"] = str(replace(decision, after=WATCHED))
+            return True
+
+        return give_up
 
     def _linear_divergence(self, span: Span) -> float | None:
         """Divergence of the span's best linear student, spliced; None where it has none."""

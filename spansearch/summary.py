@@ -58,12 +58,14 @@ def summarise(
     count = {state: sum(o.state == state for o in outcomes) for state in ("complete", "pruned", "failed")}
     spent = dict(attributes.get("seconds", {}))
     used = sum(spent.get(key, 0.0) for key in ("fitting", "evaluating", "preparing"))
-    by_rule = {s for _, s, o in trials if o.state == "pruned" and "rule" in o.details}
+    by_rule = {s: o for _, s, o in trials if o.state == "pruned" and "rule" in o.details}
     audits = [(n, o) for n, _, o in trials if o.details.get("audited")]
     on_front = {number for number, _, _ in members}
     fits = [
         o.details["seconds"]["fitting"] for o in outcomes if "fit" in o.details and "seconds" in o.details
     ]
+    usual = sum(fits) / len(fits) if fits else 0.0
+    begun = (o.details.get("seconds", {}).get("fitting", 0.0) for o in by_rule.values())
     cost = cost_of(attributes)
     reference = max(1.0, abs(float(teacher.get("score", 1.0))))
     closed_forms = [outcome for outcome in outcomes if not outcome.gradient]
@@ -88,7 +90,7 @@ def summarise(
             "pruned": len(by_rule),
             "audited": len(audits),
             "audited_on_front": sum(number in on_front for number, _ in audits),
-            "seconds_saved": len(by_rule) * (sum(fits) / len(fits) if fits else 0.0),
+            "seconds_saved": sum(max(0.0, usual - spent_on) for spent_on in begun),
         },
     }
 

@@ -112,6 +112,28 @@ def test_patience_counts_looks_without_a_new_best():
     assert held_out_error(student, _vectors(noise=3.0)) == report.curve[best]
 
 
+def test_a_fit_may_be_given_up_after_a_quarter_of_its_steps():
+    data, told = _vectors(noise=0.1), []
+
+    def fit(answer: bool, steps: int = 100) -> tuple[nn.Module, FitReport]:
+        settings = replace(QUICK, steps=steps, check_every=10, patience=100)
+        student = _mlp()
+
+        def give_up(error: float) -> bool:
+            told.append(error)
+            return answer
+
+        return student, fit_by_gradient(student, data, 1e-2, settings, 0, give_up)
+
+    given_up, short = fit(True)
+    assert (short.stopped, short.steps) == ("given up", 30)  # the first look behind a quarter
+    assert told == [min(short.curve)] and held_out_error(given_up, data) == told[0]
+    (spared, whole), (_, plain) = fit(False), _fit(data, steps=100, check_every=10, patience=100)
+    assert whole == plain and whole.curve[:4] == short.curve and len(told) == 2
+    assert not _equal(_weights(spared), _weights(given_up))
+    assert fit(True, 10)[1].stopped == "steps" and len(told) == 2  # over by then
+
+
 class Explosive(nn.Module):
     """Its outputs overflow after a step of any size in any direction."""
 

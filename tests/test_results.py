@@ -226,7 +226,7 @@ def test_the_summary_by_hand() -> None:
         trial(1, measures(0.25, 75, 0.25), audited=True, rule=rule, fit={}, seconds={"fitting": 4.0}),
         trial(2, measures(0.6, 80), audited=True, rule=rule),
         trial(3, None, rule=rule, reason="ridge rule"),
-        trial(4, None, rule=rule, reason="ridge rule"),
+        trial(4, None, rule={**rule, "after": 0.25}, reason="given up", seconds={"fitting": 1.0}),
         trial(5, None, reason="refused"),
         trial(6, None, state="failed", reason="x"),
     ]
@@ -237,7 +237,7 @@ def test_the_summary_by_hand() -> None:
     }
     found = summarise("name", trials, 1, chosen, attributes)
     assert found["trials"] == {"complete": 3, "pruned": 3, "failed": 1, "running": 1}
-    assert found["pruning"] == {"pruned": 2, "audited": 2, "audited_on_front": 1, "seconds_saved": 6.0}
+    assert found["pruning"] == {"pruned": 2, "audited": 2, "audited_on_front": 1, "seconds_saved": 3.0 + 2.0}
     assert found["seconds"]["search"] == 5.0
     # (0.5, 0.5) and (0.75, 0.25) within (1, 1)
     assert found["hypervolume"]["flops_ratio, score_drop"] == pytest.approx(0.25 + 0.25 * 0.25)

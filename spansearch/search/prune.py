@@ -1,7 +1,9 @@
 """The ridge rule: a proposal whose span's best linear student is hopeless is not fitted. And its audit.
 
-Optuna's own pruners do not exist for several objectives, and learning curves mislead here: students from
-scratch start above the linear map and overtake it. The linear student's divergence is known before fitting.
+Optuna's own pruners do not exist for several objectives. Learning curves by themselves mislead here: students
+from scratch start above the linear map and overtake it. So a fit that is under way is judged by the same
+rule: the linear student's divergence, scaled by how the fit's error compares with the linear student's by
+then, and ratios learnt from fits at the same point.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ class Decision:
     """Why a proposal was not fitted, with its bound.
 
     Attributes:
-        linear: divergence of the span's best linear student, spliced, and healed where a student would be.
+        linear: divergence of the span's best linear student, spliced, and healed where a student would be; in
+            a fit that is under way scaled by how its error compares with the linear student's.
         rho: how much better than that a student may turn out.
         bound: rho x linear: the divergence the proposal can hope for.
         flops, best: the proposal's flops, and the lowest divergence known at no more flops.
+        after: the share of the fit after which this was decided.
     """
 
     linear: float
@@ -34,15 +38,17 @@ class Decision:
     bound: float
     flops: int
     best: float
+    after: float = 0.0
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
 
     def __str__(self) -> str:
-        return (
-            f"ridge rule: at best {self.bound:.3g} ({self.rho:.2g} x the linear student's "
-            f"{self.linear:.3g}), {self.best:.3g} is known at no more flops"
-        )
+        rule, what = "ridge rule", f"the linear student's {self.linear:.3g}"
+        if self.after:
+            rule, what = f"given up after {self.after:.0%} of its fit", f"{self.linear:.3g} as its error is"
+        at_best = f"at best {self.bound:.3g} ({self.rho:.2g} x {what})"
+        return f"{rule}: {at_best}, {self.best:.3g} is known at no more flops"
 
 
 class RidgeRule:

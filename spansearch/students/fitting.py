@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from spansearch.evidence import Evidence
-from spansearch.fit import FitData, FitReport, FitSettings, fit_by_gradient
+from spansearch.fit import FitData, FitReport, FitSettings, GiveUp, fit_by_gradient
 from spansearch.readout import solve_last_layer
 from spansearch.spans import Span
 from spansearch.spans.inplace import as_dtype
@@ -68,6 +68,7 @@ def fit_student(
     settings: FitSettings,
     rate: Callable[[Callable[[], nn.Module]], float],
     seed: int,
+    give_up: GiveUp | None = None,
 ) -> Fitted:
     """Fit one student of any family. One of a gradient family starts at depth 1 and grows where that pays.
 
@@ -77,6 +78,7 @@ def fit_student(
         settings: of the gradient fit.
         rate: given a function that builds the start, the learning rate to use (known or by range test).
         seed: every random choice of this fit follows from it; global random state is restored.
+        give_up: may end a fit by gradient early (fit_by_gradient); what is given up does not grow.
 
     Returns:
         Fitted, its student on ``evidence.device`` in eval mode, in the dtype of the span's stop.
@@ -98,8 +100,8 @@ def fit_student(
         if kind.gradient:
             learning_rate = rate(start)
             student = start()
-            report = _fit(student, data, learning_rate, settings, seed)
-            if settings.grow and deepest(name) > 1:
+            report = _fit(student, data, learning_rate, settings, seed, give_up)
+            if settings.grow and deepest(name) > 1 and report.stopped != "given up":
                 growth = [Growth(1, report.held_out_error, True, "every student starts so")]
             while growth and growth[-1].kept and len(growth) < deepest(name):
                 depth = len(growth) + 1
@@ -122,10 +124,19 @@ def fit_student(
     return Fitted(as_dtype(student, span.stop.dtype), error, seconds, report, depth, tuple(growth))
 
 
-def _fit(student: nn.Module, data: FitData, rate: float, settings: FitSettings, seed: int) -> FitReport:
+def _fit(
+    student: nn.Module,
+    data: FitData,
+    rate: float,
+    settings: FitSettings,
+    seed: int,
+    give_up: GiveUp | None = None,
+) -> FitReport:
     """By gradient, then the last layer in closed form; in place."""
     torch.manual_seed(seed)  # building may have drawn numbers or not
-    report = fit_by_gradient(student, data, rate, settings, seed)
+    report = fit_by_gradient(student, data, rate, settings, seed, give_up)
+    if report.stopped == "given up":
+        return report
     return replace(report, held_out_error=solve_last_layer(student, data, report.held_out_error))
 
 

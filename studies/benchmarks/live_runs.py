@@ -108,5 +108,9 @@ def _told(splice: Splice | None, outcome: Outcome) -> Record:
     if measures is not None:
         said |= {"flops": measures.flops, "flops_ratio": measures.flops_ratio}
         said |= {"validation": measures.divergence, "score": measures.score}
-    said |= {name: details[name] for name in ("linear_divergence", "rule", "audited") if name in details}
+    said |= {
+        name: details[name]
+        for name in ("linear_divergence", "expected", "rule", "audited")
+        if name in details
+    }
     return said | ({"duplicate": True} if "duplicate_of" in details else {})

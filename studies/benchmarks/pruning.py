@@ -1,4 +1,4 @@
-"""What does the ridge rule cost a search, and what does it save?
+"""What do the ridge rule and giving up fits cost a search, and what do they save?
 
     python studies/benchmarks/pruning.py --seeds 0 1 2 3 4
 
@@ -10,12 +10,13 @@ is what is on the table's front, would have been pruned and was not audited. Liv
 search's live runs, which members of the table's front would the rule prune, were they proposed then? Lost are
 those of them for which nothing as good and no dearer is known by then. Baseline: every proposal is fitted.
 
-Beside it a rule that the search does not have: a fit that passes the ridge rule is stopped after a quarter or
-half of it by the same rule, with the linear student's divergence scaled by how the fit's held-out error
-compares with the linear student's by then.
+A fit that passes is looked at again after a quarter of its steps, and given up by the same rule, with the
+linear student's divergence scaled by how the fit's held-out error compares with the linear student's by then.
+Beside it, in replay: the ridge rule alone, and fits looked at after half of their steps.
 Measures nothing that search.py has not measured: with the same --out folder both share their figures.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,9 @@ from benchmarks.live_runs import OURS
 from benchmarks.pages import origin, share, table, verdict
 from benchmarks.records import Record, provenance
 from benchmarks.search import TRIALS, opened, run_jobs, table_of
+from benchmarks.span_table import FIT
 from benchmarks.teachers import SMALL
+from spansearch.fit import WATCHED
 from spansearch.recipe import Splice
 from spansearch.search import RidgeRule, audited
 
@@ -43,9 +46,15 @@ TARGET = 0.02
 
 ORDERS = 20
 AUDIT = ss.Search().audit
-WAYS = ("random", "closed forms first")
-LOOKS = (0.25, 0.5)
-"""Shares of a fit after which its curve is looked at."""
+WAYS: dict[str, tuple[bool, float | None]] = {
+    "random": (False, WATCHED),
+    "closed forms first": (True, WATCHED),
+    "random, ridge rule alone": (False, None),
+    "closed forms first, ridge rule alone": (True, None),
+    "random, given up after half": (False, 0.5),
+    "closed forms first, given up after half": (True, 0.5),
+}
+"""Do closed forms come first, and after which share of a fit is it looked at?"""
 
 
 def replayed(
@@ -108,8 +117,8 @@ def _by_then(entry: Record, look: float) -> float | None:
     """The divergence that a fit's curve so far tells of: its span's linear student's, were the error of that
     one as low. None where there is no curve, or it is too short."""
     curve = entry.get("curve", ())
-    seen = round(look * (len(curve) - 1))
-    if seen < 1 or not entry.get("linear_error"):
+    seen = math.ceil(look * FIT.steps / FIT.check_every)
+    if len(curve) <= seen + 1 or not entry.get("linear_error"):
         return None
     scaled: float = entry["linear"] * min(curve[: seen + 1]) / entry["linear_error"]
     return scaled
@@ -125,18 +134,24 @@ def lived(entries: Sequence[Record], run: Record) -> Record:
     """
     trace = [one for one in run["trace"] if not one.get("duplicate")]
     members = front(entries)
-    rule, known = RidgeRule(), []
+    rule, of_curves, known = RidgeRule(), RidgeRule(), []
     said = {"asked": 0, "would_prune": 0, "lost": 0}
     for one in trace:
         if "validation" in one:
             known.append((one["flops"], one["validation"]))
             if "linear_divergence" in one:
                 rule.learn(one["validation"], one["linear_divergence"])
+            if "expected" in one:
+                of_curves.learn(one["validation"], one["expected"])
         for member in members:
             said["asked"] += 1
             if member["linear"] is None or not known:
                 continue
-            if rule.decide(member["flops"], member["linear"], known) is not None:
+            by_then = _by_then(member, WATCHED)
+            decision = rule.decide(member["flops"], member["linear"], known)
+            if decision is None and by_then is not None:
+                decision = of_curves.decide(member["flops"], by_then, known)
+            if decision is not None:
                 best = min(d for flops, d in known if flops <= member["flops"])
                 said["would_prune"] += 1
                 said["lost"] += best > member["validation"]
@@ -151,7 +166,7 @@ def lived(entries: Sequence[Record], run: Record) -> Record:
         "audited_on_front": sum(id(one) in ours for one in tested),
         "rho": rule.rho,
         "spent": sum(one["fitting"] for one in trace),
-        "saved": sum(_expected(entries, one) for one in pruned),
+        "saved": sum((1 - one["rule"].get("after", 0.0)) * _expected(entries, one) for one in pruned),
     }
 
 
@@ -171,12 +186,9 @@ def summarise(tables: dict[str, list[Record]], runs: dict[str, list[Record]], or
     answers = {}
     for name, entries in sorted(tables.items()):
         one = {
-            way: _total([replayed(entries, seed, way != "random", AUDIT) for seed in range(orders)])
-            for way in WAYS
+            way: _total([replayed(entries, seed, first, AUDIT, look) for seed in range(orders)])
+            for way, (first, look) in WAYS.items()
         }
-        for look in LOOKS:
-            some = [replayed(entries, seed, False, AUDIT, look) for seed in range(orders)]
-            one[f"random, curves at {look:.0%}"] = _total(some)
         if runs.get(name):
             one["live"] = _total([lived(entries, run) for run in runs[name]])
         answers[name] = one
@@ -232,12 +244,12 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     heads += ["a run", "pruned", "audited", "audits on the front", "rho at the end"]
     parts = [
-        "# The ridge rule: what it loses and what it saves",
+        "# The ridge rule and giving up fits: what they lose and what they save",
         origin(results),
-        "Share of the members of the exhaustive table's front that the rule lost, over all orders or runs. "
+        "Share of the members of the exhaustive table's front that the rules lost, over all orders or runs. "
         "`random` and `closed forms first`: the table's students come up one after the other, each member "
-        "counts once in every order. `curves at`: fits that pass are looked at after that share of theirs, "
-        "and stopped by the same rule where their error by then is too high; the search does not do that. "
+        "counts once in every order. Fits that pass the ridge rule are given up after a quarter of their "
+        "steps where their error by then is too high, but where something else is said. "
         "`live`: runs of the search; every member counts once after every trial. "
         "`area`: by how much less the front of what was fitted dominates than that of all, in the mean. "
         "`fitting saved`: share of the seconds of fitting. Pruned and audited: in the mean; "

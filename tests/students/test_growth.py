@@ -44,6 +44,14 @@ def fitted(name: str = "conv", size: int = 2, **settings: Any) -> Fitted:
     return fit_student(name, at.span, size, "warm", at.evidence, changed, lambda start: 1e-2, 0)
 
 
+def test_what_is_given_up_does_not_grow_and_nothing_is_solved(monkeypatch):
+    early = replace(report(0.5), stopped="given up")
+    tried = scripted(monkeypatch, early)
+    monkeypatch.setattr(fitting, "solve_last_layer", None)
+    found = fitted()
+    assert len(tried) == 1 and found.report == early and (found.depth, found.growth) == (1, ())
+
+
 def test_a_student_grows_while_its_error_falls_by_a_tenth(monkeypatch):
     tried = scripted(monkeypatch, report(0.5), report(0.44), report(0.43))
     found = fitted()

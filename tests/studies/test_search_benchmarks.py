@@ -204,7 +204,7 @@ def test_what_the_rule_loses_by_hand():
     tested = pruning.replayed([lost, fine, known], 0, True, 0.999999)
     assert (tested["lost"], tested["audited"], tested["audited_on_front"]) == (0, 1, 1)
 
-    course = {"curve": [9.0, 8.0, 1.0, 0.5, 0.4], "linear_error": 1.0}
+    course = {"curve": [9.0, 9.0, 8.0, 3.0, 1.0, 0.8, 0.6, 0.5, 0.4], "linear_error": 1.0}
     slow = {
         **fine,
         **course,
