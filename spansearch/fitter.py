@@ -76,7 +76,12 @@ class Fitter:
         return self._fitted[one]
 
     def fit(self, one: Splice, span: Span, give_up: GiveUp | None = None) -> Fitted:
-        """A student on what the teacher has at both ends of its span; arguments as of ``fit_student``."""
+        """A student on what the teacher has at both ends of its span.
+
+        Args:
+            give_up: as of ``fit_student``. Not asked where a fit has hardly learnt anything by then: that may
+                be the rate's fault.
+        """
         evidence, seed, fit = self.bench.evidence, self.seed_of(one), self.settings.fit
         tested = []
 
@@ -88,11 +93,12 @@ class Fitter:
             return self.rates.get(one.family, span, one.init, partial(test, start))
 
         student = partial(fit_student, one.family, span, one.size, one.init, evidence, fit)
-        fitted = student(rate, seed, give_up)
+        watch = None if give_up is None else lambda error: error < HARDLY and give_up(error)
+        fitted = student(rate, seed, watch)
         if fitted.report is None or tested or fitted.held_out_error < HARDLY:
             return fitted
         # hardly better than the mean: a rate found for another size of student may be none for this one
-        again = student(test, seed, give_up)
+        again = student(test, seed)
         return again if again.held_out_error < fitted.held_out_error else fitted
 
     def seed_of(self, one: Splice) -> int:

@@ -28,7 +28,7 @@ class Memory:
 
     Attributes:
         rule: the ridge rule with the ratios seen.
-        curves: the same for fits that are under way.
+        curves: the same for fits that are under way; what these may still come to nobody knows at first.
         known: (flops, divergence) of the models measured.
         linear: divergence of the best linear student, spliced and not healed, by span name.
         healed: the same, healed, where that was measured.
@@ -43,7 +43,7 @@ class Memory:
     def __init__(self, found: Spans) -> None:
         self.found = found
         self.rule = RidgeRule()
-        self.curves = RidgeRule()
+        self.curves = RidgeRule(first=0.0)
         self.known: list[tuple[int, float]] = []
         self._front: list[tuple[int, float]] = []
         self._beaten = 0  # so many of the models known were held against the front

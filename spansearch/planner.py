@@ -160,7 +160,7 @@ class Planner:
         """The teacher's own layers with as many features as a budget leaves: what it may diverge by, and the
         proposal; None where that was tried, or is not possible."""
         span, flops = self._thinnable, self.bench.found.flops
-        predicted = None if span is None else self.composer.thinned(budget * flops)
+        predicted = None if span is None else self.composer.thinned(span, budget * flops)
         if span is None or predicted is None:
             return None
         limit = budget * flops - (flops - span.flops)
@@ -181,7 +181,9 @@ class Planner:
     def _thinnable(self) -> Span | None:
         """The costliest span whose layers can be thinned out."""
         spans = sorted(self.space.spans, key=lambda span: -span.flops)
-        return next((span for span in spans if self.space.student("thin", span, 0.5) is not None), None)
+        fitting = (span for span in spans if self.space.student("thin", span, 0.5) is not None)
+        # replayed now: which span it is must not follow from what was refused by then
+        return next((span for span in fitting if self.bench.refusal(span) is None), None)
 
     def _params_of(self, item: Item, budget: float) -> dict[str, Any]:
         one = item.splice

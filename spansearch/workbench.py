@@ -27,7 +27,7 @@ from spansearch.spans.structure import flatten
 from spansearch.suffix import Suffixes
 from spansearch.task import SPLITS, Task
 
-FORMAT = 5
+FORMAT = 6
 """Of fingerprints: one more whenever equal teachers, data or settings get another one than before."""
 
 

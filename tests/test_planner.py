@@ -151,3 +151,25 @@ def test_the_teacher_thinned_out_to_a_budget_is_one_of_the_compositions(turn: in
     assert at.planner.best(turn) is None
     limited = Bench(tmp_path / "limited", Constraints({"max_params": 0.01}), compose=True)
     assert limited.planner.best(turn) is None
+
+
+def test_which_span_is_thinned_out_does_not_follow_from_what_was_refused_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed study knows of the refusal before it asks."""
+    first = Bench(tmp_path / "a", compose=True).planner._thinnable
+    assert first is not None
+    names = []
+    for refused_before in (False, True):
+        at = Bench(tmp_path / str(refused_before), compose=True)
+        refusal = at.study.bench.refusal
+        monkeypatch.setattr(
+            at.study.bench,
+            "refusal",
+            lambda span, refusal=refusal: "no" if span.name == first.name else refusal(span),
+        )
+        if refused_before:
+            at.study.space.refuse(first.name)
+        span = at.planner._thinnable
+        names.append(span and span.name)
+    assert names[0] == names[1] not in (None, first.name)

@@ -121,17 +121,23 @@ def test_the_rule_needs_a_cheaper_better_model_and_an_audit_runs_it_anyway(tmp_p
 def test_a_fit_is_given_up_where_its_error_says_that_it_cannot_reach_the_front(tmp_path: Path) -> None:
     proposals = made(tmp_path, audit=0.05, healing=False, fit=ss.FitSettings(steps=40, check_every=5))
     memory = proposals.memory
-    candidates = [splice(proposals, "mlp", size, "scratch", -2) for size in range(1, 60)]
+    span = proposals.space.span(splice(proposals, "mlp", 1, "scratch", -2))
+    memory.prospects.errors = {span.name: 0.1}
+    candidates = [splice(proposals, "mlp", size, "warm", -2) for size in range(1, 60)]
     some = [one for one in candidates if not proposals_refuse(proposals, one)]
     spared = next(one for one in some if audited(one, 0, 0.05))
-    first, second = (one for one in some[:3] if not audited(one, 0, 0.05))
+    first, second = [one for one in some if not audited(one, 0, 0.05)][:2]
     before = carried_out(proposals, first)
+    assert before.measures is not None
     expected, raw = before.details["expected"], before.measures.divergence
     assert before.state == "complete" and expected > 0 and "rule" not in before.details
     assert memory.curves.ratios == [raw / expected]
     memory.rule.ratios[:] = [1e-9]  # linear students say nothing
-    memory.curves.ratios[:] = [0.2]
     memory.known[:] = [(0, 1e-9)]
+    memory.curves.ratios[:] = [0.2] * 9  # too few to know what fits may still come to
+    assert carried_out(proposals, some[-1]).state == "complete" and len(memory.curves.ratios) == 10
+    memory.known[:] = [(0, 1e-9)]
+    memory.curves.ratios[:] = [0.2] * 10
     outcome = carried_out(proposals, second)
     assert outcome.state == "pruned" and outcome.values() is None
     assert outcome.details["reason"].startswith("given up after 25% of its fit: at best")
@@ -139,10 +145,10 @@ def test_a_fit_is_given_up_where_its_error_says_that_it_cannot_reach_the_front(t
     assert rule["after"] == 0.25 and rule["linear"] == outcome.details["expected"]
     assert rule["bound"] == pytest.approx(0.2 * rule["linear"])
     assert "fit" not in outcome.details and outcome.details["seconds"]["fitting"] > 0
-    assert memory.curves.ratios == [0.2]  # nobody knows what it would have come to
+    assert len(memory.curves.ratios) == 10  # nobody knows what it would have come to
     audit = carried_out(proposals, spared)
     assert audit.state == "complete" and audit.details["audited"] and audit.details["rule"]["after"] == 0.25
-    assert len(memory.curves.ratios) == 2
+    assert len(memory.curves.ratios) == 11
 
 
 def test_a_student_has_to_beat_its_linear_one_healed(tmp_path: Path, monkeypatch: Any) -> None:

@@ -81,7 +81,12 @@ where_options = (
         metavar="PATTERN",
         help="Replace only what lies in modules of such names: 'layer2*', '*.mlp'. Several.",
     ),
-    click.option("--exclude", multiple=True, metavar="PATTERN", help="Replace nothing in these. Several."),
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="PATTERN",
+        help="Replace nothing in these, though weights there may be corrected. Several.",
+    ),
 )
 
 

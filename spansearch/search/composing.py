@@ -101,17 +101,21 @@ class Composer:
                 if all(not a & b for a, b in combinations(ops, 2)):
                     yield (given, *some)
 
-    def thinned(self, budget: float) -> float | None:
-        """Divergence predicted of the teacher with no student, thinned out to a budget of flops; None where
+    def thinned(self, span: Span, budget: float) -> float | None:
+        """Divergence predicted of the teacher, thinned out inside a span to a budget of flops; None where
         that is not enough."""
-        return self._predicted((), budget)
+        inside = [k for k, one in enumerate(self.hidden) if not self._fixed[k] and one.ops <= span.plan.ops]
+        return self._lost(inside, self.found.flops - budget)
 
     def _predicted(self, items: Sequence[Item], budget: float) -> float | None:
         """Divergence of what has to be thinned beside some students; None where that is not enough."""
         need = self.found.flops - budget - sum(item.saved for item in items)
+        return 0.0 if need <= 0 else self._lost(self._free(items), need)
+
+    def _lost(self, free: Sequence[int], need: float) -> float | None:
+        """Divergence that it costs to save flops at hidden features; None where these do not have as many."""
         if need <= 0:
             return 0.0
-        free = self._free(items)
         if not free:
             return None
         saved = np.concatenate([self._hulls[k][0] for k in free])

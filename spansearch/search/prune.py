@@ -55,16 +55,16 @@ class RidgeRule:
     """Prunes where a known model is no costlier and better than rho x the span's best linear student.
 
     rho is learnt: the lowest ratio of a student's divergence to that of its span's best linear one, neither
-    healed, over the students fitted so far, at most one half; until ten are known at most 0.2. What is on the
-    front is what did better than others: a quantile above the lowest loses it.
+    healed, over the students fitted so far, at most one half; until ten are known at most ``first``. What is
+    on the front is what did better than others: a quantile above the lowest loses it.
     """
 
-    def __init__(self, ratios: Iterable[float] = ()) -> None:
-        self.ratios = list(ratios)
+    def __init__(self, ratios: Iterable[float] = (), first: float = FIRST_RHO) -> None:
+        self.ratios, self.first = list(ratios), first
 
     @property
     def rho(self) -> float:
-        return min([FIRST_RHO if len(self.ratios) < ENOUGH else LARGEST_RHO, *self.ratios])
+        return min([self.first if len(self.ratios) < ENOUGH else LARGEST_RHO, *self.ratios])
 
     def learn(self, divergence: float, linear: float) -> None:
         """A student was fitted and measured in a span whose best linear student is known."""

@@ -39,7 +39,8 @@ class Search:
         resolution: share of the teacher's flops that must lie between two neighbouring cut points.
         nested: search inside residual branches as well.
         include, exclude: patterns of module names (``layer?``, ``*.mlp``), as named_modules() has them: where
-            students may go, and where none may. Healing and polishing change weights elsewhere as well.
+            students may go, and where none may. Weights elsewhere are still corrected: by healing, by
+            polishing, and between layers that are thinned out.
         fit: how students are fitted by gradient.
         held_out: share of the calibration examples kept apart from fitting.
         seed: every random choice follows from it.
@@ -146,10 +147,15 @@ class Search:
         return self.cost == "latency" or self.max_latency is not None
 
     @property
+    def limits(self) -> dict[str, float | str]:
+        """The constraints that are given, by name."""
+        return {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
+
+    @property
     def changes(self) -> dict[str, Any]:
         """What a command line may have given in place of the study file: constraints, where students go."""
-        limits = {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
-        return {**limits, "include": list(self.include), "exclude": list(self.exclude)}
+        where = {"include": list(self.include), "exclude": list(self.exclude)}
+        return {**self.limits, **{name: patterns for name, patterns in where.items() if patterns}}
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings that results depend on, as plain data: what it is after JSON as well.

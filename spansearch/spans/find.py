@@ -65,8 +65,9 @@ def find_spans(model: nn.Module, *args: Any, **kwargs: Any) -> Spans:
     )
     if any(parameter.is_meta for parameter in model.parameters()):
         notes.append(
-            "the model is on the meta device, without values: masks, causality and the features that can be "
-            "thinned out were not found out, and no span can be replayed"
+            "the model is on the meta device, without values: causality and the features that can be thinned "
+            "out were not found out, no span can be replayed, and masks of whole numbers are taken for "
+            "inputs: leave them out of the call"
         )
         find_hidden = tuple
     known = Known(

@@ -151,10 +151,10 @@ def _other_rows(traced: Trace, start: CutPoint, stop: CutPoint) -> str | None:
 def _left_beside(traced: Trace, gone: set[int]) -> str | None:
     """Why something that replaced calls return beside the activations would be missed, or None."""
     for maker, reader in traced.beside:
-        if maker in gone and reader not in gone:
+        if maker in gone and reader not in gone and traced.calls[reader].ops:
             return (
-                f"{traced.calls[maker].path} also returns what does not depend on the span's start, such as "
-                f"position biases or a mask, and {traced.calls[reader].path} needs it"
+                f"{traced.calls[maker].path} also returns what autograd does not follow, such as position "
+                f"biases or a mask, and {traced.calls[reader].path} needs it"
             )
     return None
 
@@ -204,8 +204,9 @@ def _calls_inside(
     """Indices of the outermost calls wholly inside, as they begin, and of the calls made in them."""
     making: set[int] = set()  # calls in which the start is made: an embedding's output has no operator
     for place in start.places:
-        index = place.call if place.side == "out" else -1
-        while index >= 0:
+        # glue may make it inside a call, out of integers: there as well it has no operator
+        index = place.call if place.side == "out" else traced.calls[place.call].parent
+        while index >= 0 and start.vertex not in traced.calls[index].inputs.values():
             making.add(index)
             index = traced.calls[index].parent
     replaced: list[int] = []

@@ -39,7 +39,12 @@ class Within:
         return not any(_lies_in(path, self.exclude) for path in (*outermost, *inside))
 
     def require_matches(self, paths: Collection[str]) -> None:
-        """Raise SpanError where a pattern matches no module of a model: it was mistyped."""
+        """Raise SpanError where a pattern matches no module: it was mistyped.
+
+        Args:
+            paths: of the modules that a model calls; what holds them, as a ModuleList does, counts as well.
+        """
+        paths = {name for path in paths for name in _upwards(path)}
         for kind, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
                 if not any(fnmatchcase(path, pattern) for path in paths):

@@ -12,11 +12,10 @@ those of them for which nothing as good and no dearer is known by then. Baseline
 
 A fit that passes is looked at again after a quarter of its steps, and given up by the same rule, with the
 linear student's divergence scaled by how the fit's held-out error compares with the linear student's by then.
-Beside it, in replay: the ridge rule alone, and fits looked at after half of their steps.
+Beside it, in replay: the ridge rule alone.
 Measures nothing that search.py has not measured: with the same --out folder both share their figures.
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,6 @@ from benchmarks.live_runs import OURS
 from benchmarks.pages import origin, share, table, verdict
 from benchmarks.records import Record, provenance
 from benchmarks.search import TRIALS, opened, run_jobs, table_of
-from benchmarks.span_table import FIT
 from benchmarks.teachers import SMALL
 from spansearch.fit import WATCHED
 from spansearch.recipe import Splice
@@ -46,15 +44,13 @@ TARGET = 0.02
 
 ORDERS = 20
 AUDIT = ss.Search().audit
-WAYS: dict[str, tuple[bool, float | None]] = {
-    "random": (False, WATCHED),
-    "closed forms first": (True, WATCHED),
-    "random, ridge rule alone": (False, None),
-    "closed forms first, ridge rule alone": (True, None),
-    "random, given up after half": (False, 0.5),
-    "closed forms first, given up after half": (True, 0.5),
+WAYS = {
+    "random": (False, True),
+    "closed forms first": (True, True),
+    "random, ridge rule alone": (False, False),
+    "closed forms first, ridge rule alone": (True, False),
 }
-"""Do closed forms come first, and after which share of a fit is it looked at?"""
+"""Do closed forms come first, and may fits be given up?"""
 
 
 def replayed(
@@ -62,12 +58,12 @@ def replayed(
     seed: int,
     closed_first: bool,
     share_audited: float,
-    look: float | None = None,
+    gives_up: bool = True,
 ) -> Record:
     """The rule over all students of a table in one order.
 
     Args:
-        look: share of a fit after which it may be stopped by its curve; None: it never is.
+        gives_up: may fits under way be given up?
 
     Returns:
         Counts of the front's members and of those lost, of what was pruned and audited, and of audits that
@@ -79,17 +75,17 @@ def replayed(
     if closed_first:
         ordered.sort(key=lambda entry: entry["gradient"])
     members = {id(entry) for entry in front(entries)}
-    rule, of_curves, known = RidgeRule(), RidgeRule(), []
+    rule, of_curves, known = RidgeRule(), RidgeRule(first=0.0), []
     said = {"members": len(members), "lost": 0, "pruned": 0, "audited": 0, "audited_on_front": 0}
     saved, fitted = 0.0, []
     for entry in ordered:
         linear, flops = entry["linear"], entry["flops"]
-        by_then = None if look is None else _by_then(entry, look)
+        by_then = _by_then(entry) if gives_up else None
         left = None  # of the fit, when it is pruned
         if linear is not None and rule.decide(flops, linear, known) is not None:
             left = 1.0
         elif by_then is not None and of_curves.decide(flops, by_then, known) is not None:
-            left = 1 - (look or 0.0)
+            left = 1 - WATCHED
         if left is not None:
             if not audited(splice_of(entry), seed, share_audited):
                 said["pruned"] += 1
@@ -113,15 +109,11 @@ def replayed(
     }
 
 
-def _by_then(entry: Record, look: float) -> float | None:
-    """The divergence that a fit's curve so far tells of: its span's linear student's, were the error of that
-    one as low. None where there is no curve, or it is too short."""
-    curve = entry.get("curve", ())
-    seen = math.ceil(look * FIT.steps / FIT.check_every)
-    if len(curve) <= seen + 1 or not entry.get("linear_error"):
-        return None
-    scaled: float = entry["linear"] * min(curve[: seen + 1]) / entry["linear_error"]
-    return scaled
+def _by_then(entry: Record) -> float | None:
+    """The divergence that a fit's error after a quarter tells of: its span's linear student's, were the error
+    of that one as low. None where a search would not ask either."""
+    early, error = entry.get("early"), entry.get("linear_error")
+    return entry["linear"] * early / error if early is not None and error else None
 
 
 def lived(entries: Sequence[Record], run: Record) -> Record:
@@ -134,7 +126,7 @@ def lived(entries: Sequence[Record], run: Record) -> Record:
     """
     trace = [one for one in run["trace"] if not one.get("duplicate")]
     members = front(entries)
-    rule, of_curves, known = RidgeRule(), RidgeRule(), []
+    rule, of_curves, known = RidgeRule(), RidgeRule(first=0.0), []
     said = {"asked": 0, "would_prune": 0, "lost": 0}
     for one in trace:
         if "validation" in one:
@@ -147,7 +139,7 @@ def lived(entries: Sequence[Record], run: Record) -> Record:
             said["asked"] += 1
             if member["linear"] is None or not known:
                 continue
-            by_then = _by_then(member, WATCHED)
+            by_then = _by_then(member)
             decision = rule.decide(member["flops"], member["linear"], known)
             if decision is None and by_then is not None:
                 decision = of_curves.decide(member["flops"], by_then, known)
@@ -186,8 +178,8 @@ def summarise(tables: dict[str, list[Record]], runs: dict[str, list[Record]], or
     answers = {}
     for name, entries in sorted(tables.items()):
         one = {
-            way: _total([replayed(entries, seed, first, AUDIT, look) for seed in range(orders)])
-            for way, (first, look) in WAYS.items()
+            way: _total([replayed(entries, seed, first, AUDIT, gives_up) for seed in range(orders)])
+            for way, (first, gives_up) in WAYS.items()
         }
         if runs.get(name):
             one["live"] = _total([lived(entries, run) for run in runs[name]])

@@ -124,16 +124,19 @@ class SpanTable:
         gradient = family(one.family).gradient
         fitter = self._fitter if gradient else self._fitter_with(Rates({}))
         began = time.process_time()
-        fitted = fitter.fit(one, span)
+        early: list[float] = []
+
+        def watch(error: float) -> bool:
+            early.append(error)
+            return False
+
+        fitted = fitter.fit(one, span, watch)
         seconds = time.process_time() - began
         figures = self._figures(self.setting.spliced(span, fitted.student))
         linear = self._linear(span) if gradient else None
         found = {"gradient": gradient, **figures, "seconds": seconds, "linear": linear}
-        if (
-            fitted.report is not None and fitted.depth == 1
-        ):  # what was grown shows the curve of its last depth
-            found["curve"] = list(fitted.report.curve)
         if linear is not None:
+            found["early"] = early[0] if early else None  # held-out error after a quarter of the fit
             found["linear_error"] = bench.screening.path(span).held_out_error
         return found
 

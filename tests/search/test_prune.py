@@ -15,7 +15,8 @@ def test_it_prunes_exactly_when_a_known_model_is_cheaper_and_better_than_the_bou
     assert rule.decide(100, 0.5, [(100, 0.1)]) is None  # not better than the bound
     decision = rule.decide(100, 0.5, [(50, 0.3), (100, 0.0999), (101, 0.0)])
     assert decision is not None
-    assert decision.to_json() == {"linear": 0.5, "rho": 0.2, "bound": 0.1, "flops": 100, "best": 0.0999}
+    said = {"linear": 0.5, "rho": 0.2, "bound": 0.1, "flops": 100, "best": 0.0999, "after": 0.0}
+    assert decision.to_json() == said
     assert "0.1" in str(decision) and "0.0999" in str(decision)
 
 

@@ -62,6 +62,16 @@ class Trunk(nn.Module):
         return x
 
 
+class Looked(Trunk):
+    """Glue makes the start, inside the inner model."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = torch.nn.functional.embedding(ids, self.embed.weight)
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return x
+
+
 class Windows(nn.Module):
     """Works on windows of the tokens, cut out by glue, and puts them together again."""
 
@@ -125,6 +135,15 @@ def test_a_start_that_no_operator_makes_is_not_replaced_with_what_surrounds_it(k
     found = find_spans(model, ids)
     span = found["trunk.embed", "head:input"]
     assert span.modules == ("trunk.blocks.0", "trunk.blocks.1", "trunk.blocks.2")
+    verified(model, found, ids)
+
+
+def test_nor_one_that_glue_makes_inside_a_model() -> None:
+    torch.manual_seed(0)
+    model, ids = Language().eval(), torch.randint(0, 11, (4, 6))
+    model.trunk = Looked().eval()
+    found = find_spans(model, ids)
+    assert "trunk.blocks.0:input -> head" in {span.name for span in found}
     verified(model, found, ids)
 
 

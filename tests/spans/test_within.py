@@ -37,6 +37,7 @@ def test_only_spans_where_something_may_go_are_listed(found: Spans) -> None:
         if span.name in left_out:
             assert any(not path.startswith(("blocks.0", "blocks.2")) for path in span.modules), span.name
     assert all(inner[span.start.name, span.stop.name] == span for span in found.spans)  # by name all of them
+    assert found.within(Within(include=("blocks",))).spans  # a ModuleList, which is never called itself
     thinned = inner.thinned(0.05)
     assert set(thinned.spans) <= set(inner.spans) and thinned.whole.spans == inner.spans
 

@@ -13,7 +13,9 @@ and of the students. Nothing is tuned and there is no baseline: every failure is
 
 import gc
 import hashlib
+import importlib.util
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,14 @@ def examined(library: str, name: str, spans: int, exports: int, seed: int) -> Re
 
 
 def code() -> str:
-    """A hash of spansearch and the zoo: figures of others are measured again."""
+    """A hash of spansearch, the zoo and the libraries: figures of others are measured again."""
     files = [*Path(ss.__file__).parent.rglob("*.py"), *Path(__file__).parent.glob("*.py")]
-    return hashlib.sha256("".join(path.read_text() for path in sorted(files)).encode()).hexdigest()[:16]
+    said = [path.read_text() for path in sorted(files)] + [version(one) for one in LIBRARIES if has(one)]
+    return hashlib.sha256("".join(said).encode()).hexdigest()[:16]
+
+
+def has(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -64,16 +71,21 @@ def main(libraries: tuple[str, ...], spans: int, exports: int, seed: int, out: P
     torch.set_num_threads(threads)
     records = Records(out.with_suffix(".jsonl"))
     made_by = f"{code()}-{spans}-{exports}"
+    found: list[Record] = []
     chosen = [(library, name) for library in libraries for name in LIBRARIES[library][1]]
     with progress_bar() as bar:
         shown = bar.add_task("models", total=len(chosen))
         for library, name in chosen:
             names: dict[str, Any] = {"kind": "zoo", "teacher": f"{library}/{name}", "seed": seed}
-            if records.known(names, made_by) is None:
-                records.add({**names, **examined(library, name, spans, exports, seed), "made_by": made_by})
+            known = records.known(names, made_by)
+            if known is None:
+                known = {**names, **examined(library, name, spans, exports, seed), "made_by": made_by}
+                records.add(known)
                 gc.collect()
+            found.append(known)
             bar.advance(shown)
-    results = {**provenance(), "seeds": [seed], "spans": spans, "models": records.all()}
+    results = {**provenance(), "seeds": [seed], "spans": spans, "models": found}
+    results["versions"] |= {library: version(library) for library in libraries if has(library)}
     results["answers"] = summarise(results["models"])
     write_results(out, results, markdown(results))
     click.echo(out.with_suffix(".md"))
