@@ -52,8 +52,10 @@ def test_proposals_keep_to_what_they_may_cost(limit: str, tmp_path: Path) -> Non
         study.run(30)
         ratios = [t.user_attrs["measures"][f"{limit[4:]}_ratio"] for t in sampled(study) if t.values]
         shares.append(sum(ratio <= 0.37 for ratio in ratios) / len(ratios))
-    # where none of some draws of the sampler keeps to it, one is tried all the same
-    assert shares[1] > 0.75 and shares[1] >= shares[0]
+    if limit == "max_params":  # where no draw of the sampler keeps to it, one is tried all the same
+        assert shares[1] > 0.75 and shares[1] >= shares[0]
+    else:
+        assert shares[1] > 0.9 > shares[0]
     if limit == "max_flops":  # it is a budget itself, though the grid of budgets does not know it
         measured = [t.user_attrs["measures"]["flops_ratio"] for t in sampled(bound) if t.values]
         assert any(0.35 < ratio <= 0.37 for ratio in measured)

@@ -20,38 +20,23 @@ WAVE = {
     "num_conv_pos_embedding_groups": 2,
     "num_labels": 7,
 }
+SWIN = {
+    "image_size": 32,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depths": [1, 1],
+    "num_heads": [2, 2],
+    "window_size": 4,
+    "num_labels": 7,
+}
 PICTURES = {
     "vit": Tiny("ViTForImageClassification", VIT, "pixels"),
     "deit": Tiny("DeiTForImageClassification", VIT, "pixels"),
     "beit": Tiny("BeitForImageClassification", {**VIT, "vocab_size": 99}, "pixels"),
     "dinov2": Tiny("Dinov2ForImageClassification", VIT, "pixels"),
     "vit_msn": Tiny("ViTMSNForImageClassification", VIT, "pixels"),
-    "swin": Tiny(
-        "SwinForImageClassification",
-        {
-            "image_size": 32,
-            "patch_size": 4,
-            "embed_dim": 16,
-            "depths": [1, 1],
-            "num_heads": [2, 2],
-            "window_size": 4,
-            "num_labels": 7,
-        },
-        "pixels",
-    ),
-    "swinv2": Tiny(
-        "Swinv2ForImageClassification",
-        {
-            "image_size": 32,
-            "patch_size": 4,
-            "embed_dim": 16,
-            "depths": [1, 1],
-            "num_heads": [2, 2],
-            "window_size": 4,
-            "num_labels": 7,
-        },
-        "pixels",
-    ),
+    "swin": Tiny("SwinForImageClassification", SWIN, "pixels"),
+    "swinv2": Tiny("Swinv2ForImageClassification", SWIN, "pixels"),
     "convnext": Tiny(
         "ConvNextForImageClassification",
         {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 2, 1], "num_labels": 7},
