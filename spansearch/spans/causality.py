@@ -19,10 +19,12 @@ from spansearch.spans.graph import Trace
 from spansearch.spans.points import CutPoint
 from spansearch.spans.randomness import fixed_random
 from spansearch.spans.structure import clone_tensors
-from spansearch.spans.taps import Tap, tapped
+from spansearch.spans.taps import Origin, Tap, tapped
 
 ROUNDING = 16
 """Differences of so many units in the last place are rounding: the replays run the same operators."""
+
+NOT_THERE = "the forward pass did not come by"  # caught below
 
 
 class Reach(IntEnum):
@@ -60,7 +62,7 @@ def find_lines(
     there nor padding hide a dependence in all of them.
 
     Args:
-        model: not modified: a copy runs, in eval mode, once and then twice for every level of nesting.
+        model: not modified: a copy runs, in eval mode, once and then at most twice for each level of nesting.
         args, kwargs: the example it was traced on.
         traced, chains: of the model in eval mode.
 
@@ -73,7 +75,10 @@ def find_lines(
     try:
         replay = _Replay(model, args, kwargs, lines)
         for group in _apart(lines, traced):
-            from_later, from_earlier = replay.changed(group, later=True), replay.changed(group, later=False)
+            steps = [step for line in group for step in pairwise(line.points)]
+            from_later = replay.changed(steps, later=True)
+            steps = [step for step in steps if step[1].vertex not in from_later]
+            from_earlier = replay.changed(steps, later=False) if steps else set()
             for line in group:
                 reaches = (
                     Reach.AROUND if v in from_later else Reach.BEFORE if v in from_earlier else Reach.ALONE
@@ -118,6 +123,31 @@ def _apart(lines: Sequence[Line], traced: Trace) -> list[list[Line]]:
     return [[lines[k] for k in group] for group in groups]
 
 
+class _Watch(Tap):
+    """Compares an activation with what it is without noise; a network has hundreds, so it keeps no copy."""
+
+    def __init__(self, recorded: Tap, point: CutPoint, later: bool) -> None:
+        super().__init__(point)
+        self.wanted, self.later = _value(recorded), later
+        self.changed: bool | None = None
+
+    def read(self, x: Tensor) -> None:
+        self.changed = _differ(x, self.wanted, self.later)
+
+
+class _Noisy(Tap):
+    """Writes what an activation is on the example, with noise on some positions."""
+
+    def __init__(
+        self, recorded: Tap, point: CutPoint, origin: Origin | None, noise: Tensor, later: bool
+    ) -> None:
+        super().__init__(point, origin=origin)
+        self.recorded, self.noise, self.later = _value(recorded), noise, later
+
+    def to_write(self) -> Tensor:
+        return _noisy(self.recorded, self.noise, self.later)
+
+
 class _Replay:
     """A model run on its example again and again, with cut points on lines set to something else."""
 
@@ -129,22 +159,26 @@ class _Replay:
         taps = self.recorded.values()
         self._run(taps, origins=any(tap.place.side == "in" and tap.place.path for tap in taps))
 
-    def changed(self, lines: Sequence[Line], later: bool) -> set[int]:
-        """Vertices that change in front of the noise (``later``: from some position on) or behind it."""
-        watched = {point.vertex: Tap(point) for line in lines for point in line.points[1:]}
-        forced = {}
+    def changed(self, steps: Sequence[tuple[CutPoint, CutPoint]], later: bool) -> set[int]:
+        """Vertices at the ends of steps that change where the noise at their starts is not: in front of it
+        (``later``: it goes from some position on) or behind it."""
+        known = self.recorded
+        watched = {stop.vertex: _Watch(known[stop.vertex], stop, later) for _, stop in steps}
+        noise: dict[torch.Size, Tensor] = {}  # the same for all of one shape: no two of them meet
         generator = torch.Generator().manual_seed(0)
-        for point in (point for line in lines for point in line.points[:-1]):
-            tap = self.recorded[point.vertex]
-            value = _noisy(_value(tap), later, generator)
+        forced = []
+        for start in dict.fromkeys(start for start, _ in steps):
+            tap = known[start.vertex]
+            shape = _value(tap).shape
+            if shape not in noise:
+                noise[shape] = torch.randn(shape, generator=generator)
             # Written where glue makes it, what the tap reads would be what was written.
-            forced[point.vertex] = Tap(point, value, None if point.vertex in watched else tap.origin)
-        self._run([*watched.values(), *forced.values()])  # in this order: read, then written
-        return {
-            vertex
-            for vertex, tap in watched.items()
-            if _differ(_value(tap), _value(self.recorded[vertex]), later)
-        }
+            origin = None if start.vertex in watched else tap.origin
+            forced.append(_Noisy(tap, start, origin, noise[shape], later))
+        self._run([*watched.values(), *forced])  # in this order: read, then written
+        if any(tap.changed is None for tap in watched.values()):
+            raise RuntimeError(NOT_THERE)
+        return {vertex for vertex, tap in watched.items() if tap.changed}
 
     def _run(self, taps: Iterable[Tap], origins: bool = False) -> None:
         args, kwargs = clone_tensors(self.given)  # the model may work in place
@@ -154,7 +188,7 @@ class _Replay:
 
 def _value(tap: Tap) -> Tensor:
     if tap.value is None:
-        raise RuntimeError("the forward pass did not come by")  # caught above
+        raise RuntimeError(NOT_THERE)
     return tap.value
 
 
@@ -166,21 +200,27 @@ def _later(x: Tensor) -> Tensor:
     return (torch.arange(x.shape[1]) >= first[:, None])[..., None].to(x.device)
 
 
-def _noisy(x: Tensor, later: bool, generator: torch.Generator) -> Tensor:
+def _noisy(x: Tensor, noise: Tensor, later: bool) -> Tensor:
     spread = float(x.float().std()) or 1.0
-    noise = spread * torch.randn(x.shape, generator=generator)
-    return torch.where(_later(x) == later, x + noise.to(x), x)
+    return torch.where(_later(x) == later, torch.add(x, noise.to(x), alpha=spread), x)
 
 
 def _differ(x: Tensor, before: Tensor, later: bool) -> bool:
     """Do two activations differ where there was no noise, by more than rounding?"""
     if x.shape != before.shape:
         return True
-    still = (_later(x) != later).expand_as(x)
-    value, wanted = x[still].double(), before[still].double()
+    still = (_later(x) != later)[..., 0]
+    # one example after the other: where anything differs, the first one mostly tells
+    return any(_unlike(x[k, rows], before[k, rows]) for k, rows in enumerate(still))
+
+
+def _unlike(value: Tensor, wanted: Tensor) -> bool:
+    if torch.equal(value, wanted):
+        return False
     finite = wanted.isfinite()
     if not torch.equal(value.isfinite(), finite):
         return True
-    value, wanted = value[finite], wanted[finite]
+    rounding = ROUNDING * torch.finfo(value.dtype).eps
+    value, wanted = value[finite].double(), wanted[finite].double()
     size = wanted.abs()
-    return bool(((value - wanted).abs() > ROUNDING * torch.finfo(x.dtype).eps * (size + size.mean())).any())
+    return bool(((value - wanted).abs() > rounding * (size + size.mean())).any())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +35,9 @@ class Tap:
     earlier.
 
     Attributes:
-        value: what was read (a copy: later in-place operators do not reach it) or written, None where the
-            pass did not come by.
+        value: what was read (a copy: later in-place operators do not reach it), None where the pass did not
+            come by.
+        came_by: whether the pass did.
         alike: what was read lay in memory as its copy does: whoever reads either computes the same, to the
             bit.
         origin: where glue made what was read, if a tap of ``tapped(..., origins=True)`` read it.
@@ -45,6 +47,7 @@ class Tap:
         self.place = point.places[0]
         self.force = force
         self.value: Tensor | None = None
+        self.came_by = False
         self.alike = False
         self.origin = origin
         self._glue: _Glue | None = None
@@ -64,7 +67,16 @@ class Tap:
 
     def rewind(self) -> None:
         """Before the next forward pass: calls are counted from the start, nothing is left of the last."""
-        self.value, self._seen = None, 0
+        self.value, self.came_by, self._seen = None, False, 0
+
+    def to_write(self) -> Tensor | None:
+        """What the activation becomes; None where it is read."""
+        return self.force
+
+    def read(self, x: Tensor) -> None:
+        """The forward pass came by with this."""
+        self.value = x.clone()
+        self.alike = (x.stride(), x.storage_offset()) == (self.value.stride(), 0)
 
     def _tap(self, structure: Any, given: Any) -> Any:
         with nullcontext() if self._glue is None else self._glue.resting():
@@ -76,23 +88,23 @@ class Tap:
             return None
         leaves, shape = flatten(structure)
         leaf = leaves[self.place.leaf]
-        if self.force is None:
-            self.value = leaf.detach().clone()
-            self.alike = (leaf.stride(), leaf.storage_offset()) == (self.value.stride(), 0)
+        self.came_by = True
+        force = self.to_write()
+        if force is None:
+            self.read(leaf.detach())
             if self._glue is not None:
-                self.origin = self._glue.origins.get(id(leaf))
+                self.origin = self._glue.origin(leaf)
             return None
-        self.value = self.force
         if any(leaf is other for other in flatten(given)[0]):  # code around the module holds this very tensor
-            if leaf.shape == self.force.shape and torch.equal(leaf, self.force):
+            if leaf.shape == force.shape and torch.equal(leaf, force):
                 return None
             try:
                 with torch.no_grad():
-                    leaf.copy_(self.force)
+                    leaf.copy_(force)
                 return None
             except RuntimeError:  # an expanded tensor, whose elements share memory, cannot be written
                 pass
-        written = self.force.clone()
+        written = force.clone()
         return unflatten([written if other is leaf else other for other in leaves], shape)
 
 
@@ -102,7 +114,7 @@ def tapped(model: nn.Module, taps: Iterable[Tap], origins: bool = False) -> Iter
     taps = list(taps)
     with ExitStack() as stack:
         if origins or any(tap.origin is not None for tap in taps):
-            glue = _Glue({tap.origin: tap.force for tap in taps if tap.origin and tap.force is not None})
+            glue = _Glue({tap.origin: tap.to_write for tap in taps if tap.origin is not None})
             for handle in glue.watch(model):
                 stack.callback(handle.remove)
             for tap in taps:
@@ -116,15 +128,20 @@ def tapped(model: nn.Module, taps: Iterable[Tap], origins: bool = False) -> Iter
 class _Glue(TorchFunctionMode):
     """Numbers the torch functions between module calls; writes what they return where it is told to."""
 
-    def __init__(self, forced: dict[Origin, Tensor]) -> None:
+    def __init__(self, forced: Mapping[Origin, Callable[[], Tensor | None]]) -> None:
         super().__init__()
         self.forced = forced
-        self.origins: dict[int, Origin] = {}
-        self._alive: list[Tensor] = []  # keeps identities unique
+        # by identity, which passes on to others once a tensor is gone
+        self._origins: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}
         self._counts: dict[tuple[str, str], int] = {}
         self._after: tuple[str, int, str] | None = None  # the model has not begun
         self._function = 0
         self._rests = False
+
+    def origin(self, tensor: Tensor) -> Origin | None:
+        """Where glue made a tensor last; None where it did not."""
+        made, origin = self._origins.get(id(tensor), (None, None))
+        return origin if made is not None and made() is tensor else None
 
     @contextmanager
     def resting(self) -> Iterator[None]:
@@ -166,9 +183,12 @@ class _Glue(TorchFunctionMode):
             if not isinstance(leaf, Tensor):
                 continue
             origin = Origin(self._after, self._function, i)
-            self.origins[id(leaf)] = origin
-            self._alive.append(leaf)
-            value = self.forced.get(origin)
+            self._origins[id(leaf)] = weakref.ref(leaf), origin
+            force = self.forced.get(origin)
+            if force is None:
+                continue
+            with self.resting():
+                value = force()
             if value is None or value.shape != leaf.shape:
                 continue
             if any(leaf is given for given in pytree.tree_leaves((args, kwargs))):  # in place

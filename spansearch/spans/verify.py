@@ -105,10 +105,10 @@ class Verifier:
                 raise SpanError(
                     f"{span.name}: replaying it failed: {type(error).__name__}: {error}"
                 ) from error
-            if force.value is None or watch.value is None:
+            if not force.came_by or watch.value is None:
                 raise SpanError(
                     f"{span.name}: for another input the forward pass takes another way and does not make "
-                    f"{span.start.name if force.value is None else span.stop.name}."
+                    f"{span.stop.name if force.came_by else span.start.name}."
                 )
             if _differ([watch.value], [stop.value]):
                 raise SpanError(
