@@ -13,6 +13,7 @@ class Skip(nn.Module):
         layers: from start to stop activations of one shape.
     """
 
+    position_wise = True  # whatever its layers are (spans/kv_cache.py)
     skip: Tensor
 
     def __init__(self, layers: nn.Sequential) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from threading import local
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from spansearch.errors import SpanError
+from spansearch.spans.kv_cache import PARAMETERS, Memory, cache_in
 from spansearch.spans.masks import Mask, combined, takes_mask
 from spansearch.spans.structure import flatten, unflatten
 
@@ -30,12 +33,14 @@ class Relay:
         self.start_shape, self.stop_shape = start_shape, stop_shape
         self.home: nn.Module | None = None
         self.key = ""
+        self.memory: Memory | None = None  # of what the student read in earlier passes with the same cache
         self._here = local()  # several threads may run the model at once
 
     def run(self, x: Tensor) -> Tensor:
         """The student's output, checked, in memory of its own."""
         student = getattr(self.home, self.key)
-        y = student(x, self._mask()) if takes_mask(student) else student(x)
+        mask = (self._mask(),) if takes_mask(student) else ()
+        y = student(x, *mask) if self.memory is None else self._remembering(self.memory, student, x, mask)
         if not isinstance(y, Tensor):
             self._complain(type(y).__name__)
         elif not self._fits(x, y):
@@ -47,6 +52,25 @@ class Relay:
     def capture(self, x: Tensor) -> None:
         """Run the student now, for later."""
         self._here.value = self.run(x)
+
+    def give_cache(self, kept: Any | None) -> None:
+        """The key-value cache that the modules from here on are given in this pass, None without any."""
+        self._here.cache = None if kept is None else ref(kept)
+        unsaved = getattr(self._here, "unsaved", None)
+        if kept is not None and unsaved is not None and self.memory is not None:
+            self._here.unsaved = None
+            self.memory.remember(kept, unsaved)
+
+    def _remembering(
+        self, memory: Memory, student: nn.Module, x: Tensor, mask: tuple[Tensor | None, ...]
+    ) -> Tensor:
+        known = getattr(self._here, "cache", None)
+        kept = None if known is None else known()
+        if kept is not None:
+            return memory.run(student, x, mask, kept)
+        step: Any = getattr(student, "step", None)
+        y, self._here.unsaved = (student(x, *mask), x) if step is None else step(x, *mask)
+        return y
 
     def give_mask(self, number: int, given: Any) -> None:
         """What stands in the place of the span's mask ``number`` in this pass."""
@@ -79,7 +103,7 @@ class Relay:
 
     def forget(self) -> None:
         """Drop what an aborted forward pass left."""
-        self._here.value = None
+        self._here.value = self._here.unsaved = None
         self._here.masks = {}
 
     def _fits(self, x: Tensor, y: Tensor) -> bool:
@@ -165,6 +189,20 @@ class MaskHook:
         if self.counter.next() == self.number:
             leaves = flatten((args, kwargs))[0]
             self.relay.give_mask(self.mask, leaves[self.leaf] if self.leaf < len(leaves) else None)
+
+
+class CacheHook:
+    """Tells students which key-value cache a module is given."""
+
+    def __init__(self, relays: Sequence[Relay]) -> None:
+        self.relays = relays
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """As a forward pre-hook with keyword arguments."""
+        found = cache_in((*kwargs.values(), *args))
+        if found is not None or any(kwargs.get(name, self) is None for name in PARAMETERS):
+            for relay in self.relays:
+                relay.give_cache(found)
 
 
 class EmitHook:

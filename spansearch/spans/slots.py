@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from spansearch.spans.copying import meta_copy
 from spansearch.spans.graph import Leaf
+from spansearch.spans.kv_cache import cache_in, keep_length, layers_of, takes_cache, without_caches
 from spansearch.spans.plan import PlannedCall
 from spansearch.spans.relay import CallCounter, Relay
 from spansearch.spans.structure import flatten, unflatten
@@ -41,6 +42,7 @@ class Slot(nn.Module):
         self.__dict__["_stand_in"] = meta_copy(original)
         self.__dict__["_original"] = None
         self.known_sizes: dict[Any, Sequence[Leaf]] = {}
+        self._layers = layers_of(self._stand_in)
         self._counter = CallCounter(total)
         self._planned = planned
         if len(planned) < total:
@@ -68,9 +70,13 @@ class Slot(nn.Module):
         if relay is not None and call.reads is not None:
             relay.capture(given[call.reads])
         due = relay.take() if relay is not None and call.returns is not None else None
+        reference = given[call.reference] if call.reference is not None else None
+        if self._layers and isinstance(reference, Tensor) and reference.ndim == 3:
+            kept = cache_in((*kwargs.values(), *args))
+            if kept is not None:
+                keep_length(kept, self._layers, reference)
         if due is not None and len(call.leaves) == 1:
             return unflatten([due], call.structure)
-        reference = given[call.reference] if call.reference is not None else None
         out = [_zeros(leaf, call, reference) for leaf in self._sized(call, reference, args, kwargs)]
         for returned, i in call.handed:
             if isinstance(given[i], Tensor):
@@ -78,6 +84,15 @@ class Slot(nn.Module):
         if due is not None and call.returns is not None:
             out[call.same[call.returns]] = due
         return unflatten([out[first] for first in call.same], call.structure)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Numbers under which what stood here stored keys and values."""
+        return self._layers
+
+    def takes_cache(self) -> bool:
+        """Might what stood here be given a key-value cache?"""
+        return takes_cache(self._stand_in)
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
@@ -119,7 +134,7 @@ class Slot(nn.Module):
         try:
             # unseen by whoever watches operators: a flop counter must not count what is only asked
             with torch.no_grad(), _disable_current_modes():
-                args, kwargs = pytree.tree_map_only(Tensor, without_values, (args, kwargs))
+                args, kwargs = pytree.tree_map_only(Tensor, without_values, (args, without_caches(kwargs)))
                 found, _ = flatten(self._stand_in(*args, **kwargs))
         except Exception:  # it reads values, or was never meant for the meta device
             return [_scaled(leaf, call, reference) for leaf in call.leaves]

@@ -13,9 +13,10 @@ from spansearch.spans.attention import OpenAttention
 from spansearch.spans.copying import copy_model
 from spansearch.spans.hidden import put
 from spansearch.spans.inplace import InPlace
+from spansearch.spans.kv_cache import Memory, reads_back, takes_cache
 from spansearch.spans.masks import takes_mask
 from spansearch.spans.points import Place
-from spansearch.spans.relay import CallCounter, CaptureHook, EmitHook, MaskHook, Relay, ResetHook
+from spansearch.spans.relay import CacheHook, CallCounter, CaptureHook, EmitHook, MaskHook, Relay, ResetHook
 from spansearch.spans.slots import Slot
 from spansearch.spans.span import Span
 
@@ -59,7 +60,8 @@ def splice(model: M, students: Mapping[Span, nn.Module]) -> M:
         counters.append(_emit(copied, span, relays[span], remaining))
     for span in glued:
         counters.append(_capture(copied, span, relays[span], remaining, due[span]))
-    if glued or len(counters) > len(spans) or any(counter.total > 1 for counter in counters):
+    remembering = _remember(copied, students, relays)
+    if remembering or glued or len(counters) > len(spans) or any(counter.total > 1 for counter in counters):
         copied.register_forward_pre_hook(ResetHook(counters, list(relays.values())).before, prepend=True)
     for module in copied.modules():
         if isinstance(module, nn.TransformerEncoder):
@@ -208,6 +210,25 @@ def _watch_masks(
         counters.append(hook.counter)
         due = max(due, place.call)
     return due
+
+
+def _remember(model: nn.Module, students: Mapping[Span, nn.Module], relays: Mapping[Span, Relay]) -> bool:
+    """Hooks for students that read earlier positions, in a model that may be given new tokens only, with a
+    key-value cache; returns whether there are any."""
+    modules = list(model.modules())
+    slots = [module for module in modules if isinstance(module, Slot)]
+    given = [m for m in modules if (m.takes_cache() if isinstance(m, Slot) else takes_cache(m))]
+    found = []
+    for span, relay in relays.items():
+        if given and span.causal and not span.alone and reads_back(students[span]) != 0:
+            paths = {id(_submodule(model, path)) for path in span.modules}
+            layers = (number for slot in slots if id(slot) in paths for number in slot.layers)
+            relay.memory = Memory(span.name, tuple(dict.fromkeys(layers)), bool(relay.masks))
+            found.append(relay)
+    if found:
+        for module in given:
+            module.register_forward_pre_hook(CacheHook(found).before, with_kwargs=True, prepend=True)
+    return bool(found)
 
 
 def _capture(model: nn.Module, span: Span, relay: Relay, remaining: _Remaining, due: int = -1) -> CallCounter:

@@ -33,18 +33,42 @@ class Attention(nn.Module):
 
     def read(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """What ``out`` reads, (N, T, heads * head_dim)."""
+        return self.step(x, mask)[0]
+
+    def step(
+        self, x: Tensor, mask: Tensor | None = None, past: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same behind earlier positions.
+
+        Args:
+            x: (N, T, d_in), the new positions.
+            mask: its fourth dimension runs over the earlier positions, then the new ones; of those that it
+                does not reach back to none is read.
+            past: (N, P, 2 * heads * head_dim), what was returned for earlier positions.
+
+        Returns:
+            What ``out`` reads, and keys and values of the new positions.
+        """
         n, length, _ = x.shape
-        q, k, v = self.qkv(self.norm(x)).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        position = torch.arange(length, device=x.device)
-        offset = position[None] - position[:, None]  # of the key from the query
+        qkv = self.qkv(self.norm(x))
+        width = qkv.shape[2] // 3
+        q, new = qkv[..., :width], qkv[..., width:]
+        every = new if past is None else torch.cat([past, new], 1)
+        total = every.shape[1]
+        k, v = every.view(n, total, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        position = torch.arange(total, device=x.device)
+        offset = position[None] - position[total - length :, None]  # of the key from the query
         bias = self.distance[:, offset.clamp(-FARTHEST, FARTHEST) + FARTHEST][None]
         free = offset <= 0 if self.causal else None
         if mask is not None:
+            if past is not None and mask.shape[3] < total:
+                mask = F.pad(mask, (total - mask.shape[3], 0))
             free = mask if free is None else mask & free
         if free is not None:  # a position may always read itself: to read nothing would give NaN
             bias = bias.masked_fill((free | (offset == 0)).logical_not(), -torch.inf)
+        q = q.view(n, length, self.heads, -1).transpose(1, 2)
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return read.transpose(1, 2).flatten(2)
+        return read.transpose(1, 2).flatten(2), new
 
 
 class FeedForward(nn.Module):
@@ -89,8 +113,26 @@ class AttentionStudent(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x: (N, T, d_in) of any length T; mask: bool (N or 1, 1, T or 1, T), True where the position of the
         third dimension may attend to that of the fourth -> (N, T, d_out)."""
-        h = self.skip(x)
-        for attend, feed in zip(self.attend, self.feed, strict=True):
-            h = h + attend(x, mask)
+        return self.step(x, mask)[0]
+
+    def step(
+        self, x: Tensor, mask: Tensor | None = None, past: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same for new positions behind earlier ones, as when a text is written token by token.
+
+        Args:
+            x, mask: as for Attention.step.
+            past: (N, P, channels), what was returned for the earlier positions, put one behind the other.
+
+        Returns:
+            y (N, T, d_out), and what is to be kept of the new positions (N, T, channels).
+        """
+        h, kept = self.skip(x), []
+        before = [None] * len(self.attend) if past is None else past.chunk(len(self.attend), 2)
+        for attend, feed, behind in zip(self.attend, self.feed, before, strict=True):
+            assert isinstance(attend, Attention)
+            read, new = attend.step(x, mask, behind)
+            h = h + attend.out(read)
             x = h = h + feed(h)
-        return h
+            kept.append(new)
+        return h, torch.cat(kept, 2)

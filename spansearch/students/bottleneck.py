@@ -83,6 +83,8 @@ class Bottleneck(ABC):
 class LastDimPReLU(nn.Module):
     """PReLU with a slope for every channel of the LAST dimension (nn.PReLU takes dimension 1)."""
 
+    position_wise = True
+
     def __init__(self, channels: int, init: float = 0.25) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((channels,), init))

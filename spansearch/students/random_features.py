@@ -24,6 +24,8 @@ BLOCK = 8 * 2**20  # numbers in one block of features
 class Sum(nn.Module):
     """What two modules make of the same input, added."""
 
+    position_wise = True
+
     def __init__(self, linear: nn.Module, units: nn.Module) -> None:
         super().__init__()
         self.linear, self.units = linear, units

@@ -104,6 +104,29 @@ def test_it_attends_as_written_out():
     torch.testing.assert_close(attend(x), expected)
 
 
+@pytest.mark.parametrize("pieces", [(9,), (1,) * 9, (4, 1, 3, 1)])
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("masked", ["not", "padding", "window"])
+def test_step_by_step_it_computes_the_same(pieces, depth, masked):
+    torch.manual_seed(0)
+    student = AttentionStudent(6, 5, 2, 4, 8, causal=True, depth=depth)
+    for attend in student.attend:
+        nn.init.normal_(attend.distance)
+    x, mask = torch.randn(3, 9, 6), None
+    if masked == "padding":
+        mask = (torch.arange(9) >= torch.tensor([0, 2, 5])[:, None])[:, None, None].expand(3, 1, 9, 9)
+    if masked == "window":
+        mask = (torch.arange(9)[:, None] - torch.arange(9) < 3)[None, None]
+    whole, past, begun, parts = student(x, mask), None, 0, []
+    for length in pieces:
+        rows = slice(begun, begun + length)
+        y, new = student.step(x[:, rows], None if mask is None else mask[:, :, rows, : begun + length], past)
+        past = new if past is None else torch.cat([past, new], 1)
+        begun += length
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("length", [1, 2, 70])
 def test_any_length(length):
     student = _student(d_out=5)

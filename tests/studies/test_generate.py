@@ -1,0 +1,153 @@
+"""Spliced language models of transformers write the same text with a key-value cache as without."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spansearch as ss
+from spansearch.linear_layers import TokenWindows
+from spansearch.students.attending import AttentionStudent
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
+
+from benchmarks.zoo import models
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # of transformers itself
+
+NEW = 6
+
+
+class Mean(nn.Module):
+    """A student of whose reach nothing is known: the mean of all positions so far."""
+
+    def __init__(self, d_in, d_out):
+        super().__init__()
+        self.linear = nn.Linear(d_in, d_out)
+
+    def forward(self, x):
+        return self.linear(x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None])
+
+
+STUDENTS = {
+    "alone": nn.Linear,
+    "window": lambda d_in, d_out: nn.Sequential(TokenWindows(2, 0), nn.Linear(3 * d_in, d_out)),
+    "attention": lambda d_in, d_out: AttentionStudent(d_in, d_out, 2, 8, 16, causal=True, depth=2),
+    "any": Mean,
+}
+
+
+def _model(name, **config):
+    if "CI" not in os.environ:  # where the extra is installed
+        pytest.importorskip(
+            "transformers", reason="pip install -e '.[zoo]'", exc_type=(ImportError, RuntimeError)
+        )
+    specimen = models.specimen("transformers", name)
+    model = specimen.model
+    if config:
+        for key, value in config.items():
+            setattr(model.config, key, value)
+        torch.manual_seed(0)
+        model = type(model)(model.config).eval()
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
+    return model, specimen.batches[0]["input_ids"]
+
+
+def _spliced(model, ids, kind, most=10):
+    """Models with one student each, in spans drawn from those where it may stand."""
+    found = ss.find_spans(model, input_ids=ids).spans
+    legal = [span for span in found if span.start.layout == span.stop.layout == "tokens"]
+    if kind != "alone":
+        legal = [span for span in legal if span.causal and not span.alone]
+    if kind == "attention":
+        legal = [span for span in legal if span.mask_obstacle is None]
+    assert legal
+    for k in sorted(np.random.default_rng(0).permutation(len(legal))[:most]):
+        torch.manual_seed(1)
+        student = STUDENTS[kind](legal[k].start.shape[1], legal[k].stop.shape[1])
+        yield legal[k], ss.splice(model, {legal[k]: student}).eval()
+
+
+def _written(model, ids, **given):
+    with torch.no_grad():
+        said = model.generate(
+            input_ids=ids,
+            max_new_tokens=NEW,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **given,
+        )
+    return said.sequences, torch.stack(said.logits)
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+@pytest.mark.parametrize(
+    "name", ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2", "gpt_neo", "phi", "opt", "falcon"]
+)
+def test_a_cache_changes_nothing(name, kind):
+    model, ids = _model(name)
+    for span, small in _spliced(model, ids, kind):
+        tokens, logits = _written(small, ids, use_cache=False)
+        cached, cached_logits = _written(small, ids, use_cache=True)
+        assert torch.equal(tokens, cached), span.name
+        torch.testing.assert_close(cached_logits, logits, rtol=1e-4, atol=1e-4, msg=span.name)
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_beams_and_padding_on_the_left(kind):
+    model, ids = _model("llama")
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    for span, small in _spliced(model, ids, kind, most=4):
+        given = {"attention_mask": mask, "num_beams": 3}
+        tokens, _ = _written(small, ids, use_cache=False, **given)
+        assert torch.equal(tokens, _written(small, ids, **given)[0]), span.name
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_sliding_windows_shorter_than_the_text(kind):
+    model, ids = _model(
+        "qwen2", use_sliding_window=True, sliding_window=4, layer_types=["sliding_attention"] * 3
+    )
+    for span, small in _spliced(model, ids, kind, most=4):
+        assert torch.equal(_written(small, ids, use_cache=False)[0], _written(small, ids)[0]), span.name
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_a_text_in_pieces_some_of_them_taken_back(kind):
+    model, ids = _model("llama")
+    for span, small in _spliced(model, ids, kind, most=4):
+        with torch.no_grad():
+            whole = small(ids, use_cache=False).logits
+            first = small(ids[:, :5], use_cache=True)
+            second = small(ids[:, 5:9], past_key_values=first.past_key_values)
+            second.past_key_values.crop(-2)
+            third = small(ids[:, 7:], past_key_values=second.past_key_values)
+        got = torch.cat([first.logits, second.logits[:, :2], third.logits], 1)
+        torch.testing.assert_close(got, whole, rtol=1e-4, atol=1e-4, msg=span.name)
+
+
+def test_a_cache_that_another_model_filled_is_refused():
+    model, ids = _model("llama")
+    with torch.no_grad():
+        filled = model(ids[:, :5], use_cache=True).past_key_values
+        for _, small in _spliced(model, ids, "window", most=2):
+            with pytest.raises(ss.SpanError, match="Another model filled it"):
+                small(ids[:, 5:], past_key_values=filled)
+
+
+def test_a_cache_of_fixed_size_is_refused_where_it_would_be_wrong():
+    model, ids = _model("llama")
+    for kind, refused in (("alone", False), ("window", True)):
+        for span, small in _spliced(model, ids, kind, most=2):
+            if refused:
+                with pytest.raises(ss.SpanError, match="use_cache=False"):
+                    _written(small, ids, cache_implementation="static")
+            else:
+                found = _written(small, ids, cache_implementation="static")[0]
+                assert torch.equal(found, _written(small, ids, use_cache=False)[0]), span.name
