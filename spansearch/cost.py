@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spansearch.bare import uncompiled
 from spansearch.errors import FamilyError, TaskError
 from spansearch.flop_tally import FlopTally, countable, storage_of
 
@@ -63,6 +64,7 @@ def cost(model: nn.Module, *args: Any, **kwargs: Any) -> Cost:
 
     Attention is not fused while counting, so its (N, heads, T, T) scores take memory: N = 1 is enough.
     """
+    model = uncompiled(model)  # whose operators are seen one by one
     examples = _examples((args, kwargs))
     with torch.no_grad(), _buffers_kept(model):
         # Buffers as well: quantised and frozen random weights live there.

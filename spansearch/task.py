@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from spansearch.bare import bare
 from spansearch.batches import (
     Batch,
     arguments,
@@ -103,14 +104,18 @@ class Task:
             raise TaskError(f"Task: divergence must be 'auto', 'kl' or 'squared', got {self.divergence!r}.")
 
     def load_teacher(self, directory: Path, device: torch.device | str = "cpu") -> nn.Module:
-        """The teacher in eval mode on a device; raises TaskError where the callable gives no module."""
+        """The teacher in eval mode on a device, out of torch.compile.
+
+        Raises:
+            TaskError: the callable gives no module. SpanError: a wrapper or a quantised model.
+        """
         model = self.teacher(directory) if self._teacher_takes_directory() else self.teacher()
         if not isinstance(model, nn.Module):
             raise TaskError(
                 f"Task {self.name!r}: teacher() must return a torch.nn.Module, got {type(model).__name__}. "
                 "spansearch traces module calls. Return the model itself, not its path or state_dict."
             )
-        return model.eval().to(device)
+        return bare(model).eval().to(device)
 
     def _teacher_takes_directory(self) -> bool:
         try:

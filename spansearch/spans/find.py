@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from spansearch.bare import bare
 from spansearch.errors import SpanError
 from spansearch.spans.causality import find_lines
 from spansearch.spans.chains import find_chains, legal_in_both
@@ -42,9 +43,12 @@ def find_spans(model: nn.Module, *args: Any, **kwargs: Any) -> Spans:
     Raises:
         SpanError: the model does not run on the example, or autograd sees no path from input to output.
     """
+    model, given_as = bare(model), model
     traced = trace(model, args, kwargs)
     chains, rejected = find_chains(traced, cut_points(traced))
     notes = []
+    if model is not given_as:
+        notes.append("torch.compile is taken off the model; compile what splice returns")
     if not any(call.path for call in traced.calls):
         notes.append(
             f"{type(model).__name__} calls no module of its own, so nothing in it can be replaced; to "

@@ -9,7 +9,7 @@ reordered, the last tokens taken back, prompts copied).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -35,9 +35,13 @@ def cache_in(values: Iterable[Any]) -> Any | None:
     return None
 
 
-def without_caches(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments for a call that must leave no traces in a cache."""
-    return {name: None if cache_in([value]) is not None else value for name, value in values.items()}
+def without_caches(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments for a call that must leave no traces in a cache."""
+
+    def without(value: Any) -> Any:
+        return None if cache_in([value]) is not None else value
+
+    return tuple(map(without, args)), {name: without(value) for name, value in kwargs.items()}
 
 
 def takes_cache(module: nn.Module) -> bool:

@@ -134,7 +134,8 @@ class Slot(nn.Module):
         try:
             # unseen by whoever watches operators: a flop counter must not count what is only asked
             with torch.no_grad(), _disable_current_modes():
-                args, kwargs = pytree.tree_map_only(Tensor, without_values, (args, without_caches(kwargs)))
+                given = without_caches(args, kwargs)
+                args, kwargs = pytree.tree_map_only(Tensor, without_values, given)
                 found, _ = flatten(self._stand_in(*args, **kwargs))
         except Exception:  # it reads values, or was never meant for the meta device
             return [_scaled(leaf, call, reference) for leaf in call.leaves]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
+from spansearch.bare import bare
 from spansearch.errors import SpanError
 from spansearch.spans.attention import OpenAttention
 from spansearch.spans.copying import copy_model
@@ -33,8 +34,9 @@ def splice(model: M, students: Mapping[Span, nn.Module]) -> M:
             overlap; one may start where another stops.
 
     Returns:
-        An object of the model's class. What stays keeps its state_dict keys and shares its memory with the
-        model until somebody writes to it (copy_model). Students are under ``<replaced module>.student``.
+        An object of the model's class, out of torch.compile. What stays keeps its state_dict keys and shares
+        its memory with the model until somebody writes to it (copy_model). Students are under
+        ``<replaced module>.student``.
 
     A student with ``takes_mask = True`` is called as ``student(x, mask)``; masks.py says with what.
 
@@ -43,7 +45,7 @@ def splice(model: M, students: Mapping[Span, nn.Module]) -> M:
             not have the modules of a span, or a student that an earlier splice put in needs one of them.
     """
     _require_disjoint(list(students))
-    copied = copy_model(model)
+    copied = copy_model(cast(M, bare(model)))
     students = _put_in_place(copied, students)
     spans = list(students)
     relays = {

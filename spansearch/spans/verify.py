@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spansearch.bare import bare
 from spansearch.errors import SpanError
 from spansearch.flop_tally import countable
 from spansearch.spans.copying import copy_model
@@ -40,6 +41,7 @@ def verify(model: nn.Module, span: Span, examples: Iterable[Batch]) -> None:
     2. x' with the stop activation recorded for x, everything in the span replaced, gives the output of x. For
        a nested span the nearest cut point in front of it is held at x as well, for the paths around it.
     3. x' with its own stop activation, everything in the span replaced, gives its own output.
+    4. The stop activation of an example is the same among others: a student reads each example alone.
 
     Args:
         model: the model the span was found in; not modified.
@@ -68,17 +70,44 @@ class Verifier:
     def __init__(self, model: nn.Module, examples: Sequence[Batch], compared: int | None = None) -> None:
         if not examples:
             raise SpanError("verify: no examples given; pass one or more batches, two or more examples each.")
-        self.model = copy_model(model).eval()
+        self.model = copy_model(bare(model)).eval()
         self.compared = compared
         self.given = arguments(examples[0])
         self.others = _other_inputs(examples)
         self.output = self._run(self.model, self.given)
+        self.mixes = self._mixes()
 
     def check(self, span: Span) -> None:
         """Raise SpanError with the reason unless the span survives the replays."""
         recorded, _ = self._record(span, self.given)
         self._check_inflow(span, recorded)
         self._check_outflow(span, recorded)
+        if self.mixes:
+            self._check_examples(span, recorded)
+
+    def _mixes(self) -> bool:
+        """Does what comes out for an example depend on which others are there?"""
+        first, structure = flatten(self.given)
+        other = flatten(self.others[0])[0]
+        mixed = [
+            torch.cat([x[:1], y[1:]]) if isinstance(x, Tensor) and x.ndim and x is not y else x
+            for x, y in zip(first, other, strict=True)
+        ]
+        found = self._run(self.model, unflatten(mixed, structure))
+        return _differ(_first_example(found), _first_example(self.output))
+
+    def _check_examples(self, span: Span, taps: dict[str, Tap]) -> None:
+        start, stop = taps[span.start.name], taps[span.stop.name]
+        assert start.value is not None and stop.value is not None
+        alike = start.value[:1].expand_as(start.value).contiguous()
+        force, watch = Tap(span.start, alike, start.origin), Tap(span.stop)
+        with tapped(self.model, [force, watch]):
+            self._run(self.model, self.given)
+        if watch.value is None or _differ([watch.value[:1]], [stop.value[:1]]):
+            raise SpanError(
+                f"{span.name}: what it makes of an example depends on the others in the batch (a mean over "
+                "examples, a statistic of the batch), and a student reads each example alone."
+            )
 
     def _record(self, span: Span, given: Any) -> tuple[dict[str, Tap], Values]:
         """What the model makes of an input at the span's cut points, by their names, and its output."""
@@ -178,6 +207,10 @@ class _Replay(nn.Module):
         assert self.value is not None
         self.given = x.detach().clone()
         return self.value.clone()
+
+
+def _first_example(values: Values) -> Values:
+    return [value[:1] for value in values if value.ndim]
 
 
 def _other_inputs(examples: Sequence[Batch]) -> list[Any]:

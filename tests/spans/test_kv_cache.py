@@ -49,7 +49,7 @@ def test_a_cache_is_found_by_what_it_can_do():
     assert cache_in([torch.ones(1), None, 3, "x", nn.Linear(1, 1), plain]) is plain
     assert cache_in([both]) is both.self_attention_cache
     assert cache_in([{"a": 1}, (plain,)]) is None
-    assert without_caches({"past_key_values": plain, "x": 1}) == {"past_key_values": None, "x": 1}
+    assert without_caches((3, both), {"cache": plain, "x": 1}) == ((3, None), {"cache": None, "x": 1})
 
 
 def test_who_may_be_given_one():

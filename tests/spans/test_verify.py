@@ -57,6 +57,9 @@ SPANS = {  # where the value passes by -> spans, with the reason for those it mu
     "interior": {("stem", "b"): OUTFLOW, ("a", "c"): None, ("stem", "c"): None, ("input", "a"): None},
     "nested": {("c", "b@2"): OUTFLOW, ("a@2", "b@2"): None, ("stem", "c"): None, ("c", "head"): None},
 }
+WHOLE = {("around", "stem", "c"), ("interior", "a", "c"), ("interior", "stem", "c"), ("nested", "c", "head")}
+"""Spans that hold all of the bypass: legal, unless the value that passes by is one of the whole batch."""
+MIXED = "depends on the others in the batch"
 CASES = [(where, *ends) for where, spans in SPANS.items() for ends in spans]
 
 
@@ -70,6 +73,14 @@ def test_a_hidden_bypass_is_refused(kind, where, start, stop, seed):
     verify(control, span_of(control, x, start, stop), [x])
     examples = [x, part_ways(model, x)]
     span = span_of(model, x, start, stop)
+    if kind in ("item", "if") and (where, start, stop) in WHOLE:
+        try:
+            verify(model, span, examples)
+        except SpanError as refused:
+            assert MIXED in str(refused)
+        else:
+            assert kind == "if"  # it may take the same branch among other examples
+        return
     if reason is None:
         verify(model, span, examples)
         return
@@ -155,3 +166,27 @@ def test_examples_and_random_numbers_are_untouched():
     before, state = x.clone(), torch.get_rng_state()
     verify(model, find_spans(model, x)["0", "2"], [x])
     assert torch.equal(x, before) and torch.equal(torch.get_rng_state(), state)
+
+
+class Centred(nn.Module):
+    """What comes out of an example depends on the others in its batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.third(torch.tanh(self.second(y - y.mean(0))))
+
+
+def test_a_span_that_mixes_examples_is_refused():
+    model, x = Centred().eval(), torch.randn(4, 6)
+    found = find_spans(model, x)
+    for span in found.spans:
+        mixes = span.start.name in ("input", "first") and span.stop.name not in ("first", "second:input")
+        if not mixes and span.stop.name != "second:input":
+            verify(model, span, [x])
+        else:
+            with pytest.raises(SpanError, match=MIXED):
+                verify(model, span, [x])
