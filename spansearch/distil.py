@@ -9,7 +9,7 @@ rate is found by trying, and weights are kept by what held-out examples say.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -72,6 +72,8 @@ class Distillation:
         kind: how outputs are compared, as by Evaluator.divergence_kind.
         batch_size: examples a step, about.
         seed: of their order.
+        weights: parameters of the model that are trained in place of all; gradients reach them through what
+            lies behind.
 
     Raises:
         TaskError: no examples in a part. DataError: the model's output is NaN or infinite before any step.
@@ -85,9 +87,11 @@ class Distillation:
         kind: Divergence,
         batch_size: int = 64,
         seed: int = 0,
+        weights: Iterable[nn.Parameter] | None = None,
     ) -> None:
         self.model, self.task, self.kind, self.seed = model.eval(), calibration.task, kind, seed
-        self.weights = [weight for weight in model.parameters() if weight.is_floating_point()]
+        chosen = model.parameters() if weights is None else weights
+        self.weights = [weight for weight in chosen if weight.is_floating_point()]
         for weight in self.weights:
             weight.data = weight.data.clone()
         # steps are too small for half precision: what is trained are copies in float32, written back rounded

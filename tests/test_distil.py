@@ -115,6 +115,17 @@ def test_the_teacher_and_whatever_shares_its_weights_stay_as_they_are(tmp_path: 
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_some_weights_alone_are_trained(tmp_path: Path) -> None:
+    at = bench("mlp", tmp_path)
+    model = spliced(at, "mlp")
+    own = [name for name, _ in model.named_parameters() if "student" in name]
+    before = weights(model)
+    run = training(at, model, weights=[model.get_parameter(name) for name in own])
+    assert min(run.run(1e-2, SETTINGS).curve) < run.start
+    after = weights(model)
+    assert {name for name in after if not torch.equal(after[name], before[name])} == set(own)
+
+
 def test_equal_seeds_give_equal_weights_and_others_do_not(tmp_path: Path) -> None:
     at = bench("mlp", tmp_path)
     made = []
