@@ -23,7 +23,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(polishing, "STEPS", {"mlp": 20})
 
 
-def test_the_command_answers_and_goes_on_where_it_was(tmp_path, tiny, monkeypatch):
+def test_the_command_answers_and_goes_on_where_it_was(tmp_path, tiny):
     command = ["--teacher", "mlp", "--seeds", "0", "--out", str(tmp_path / "polishing.json")]
     command += ["--cache", str(tmp_path)]
     first = CliRunner().invoke(polishing.main, command, catch_exceptions=False)
@@ -34,8 +34,9 @@ def test_the_command_answers_and_goes_on_where_it_was(tmp_path, tiny, monkeypatc
     for one in records:
         assert one["steps"]["whole"] == 20 and one["steps"]["student"] > 20
     assert "| mlp | " in (tmp_path / "polishing.md").read_text()
-    monkeypatch.setattr(polishing, "_polished", None)  # nothing is measured twice
+    lines = (tmp_path / "polishing.jsonl").read_bytes()
     assert CliRunner().invoke(polishing.main, command, catch_exceptions=False).exit_code == 0
+    assert (tmp_path / "polishing.jsonl").read_bytes() == lines  # nothing is measured twice
 
 
 def test_what_is_the_students_own(tmp_path):
