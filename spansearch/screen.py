@@ -80,6 +80,15 @@ class Screening:
                 found.setdefault(self._source(span, kernel), []).append(span)
         return list(found.values())
 
+    @staticmethod
+    def sources_of(spans: Sequence[Span], memory_budget: int, kernel: int = 3) -> list[Source]:
+        """What screening spans gathers, by itself: nothing is read."""
+        nothing = Screening(Recording({}, {}), spans, memory_budget=memory_budget)
+        for span in spans:
+            if _map_or_none(span, kernel) is not None:
+                nothing._source(span, kernel)
+        return [source for sources in nothing._known.values() for source in sources]
+
     @cached_property
     def _sources(self) -> Sources:
         return Sources(self.recording, self.device, self.memory_budget, self._settle)

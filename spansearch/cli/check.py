@@ -10,7 +10,8 @@ import click
 
 from spansearch.cli.mask_hints import inverted_mask, unused_mask
 from spansearch.cli.options import device_option, directory_option, study_argument
-from spansearch.cli.terminal import console, counted, duration, number, output, share, table, track
+from spansearch.cli.terminal import console, counted, duration, number, output, share, size, table, track
+from spansearch.dry import estimate, product_rate
 from spansearch.study import Study
 from spansearch.task import SPLITS
 
@@ -19,8 +20,16 @@ from spansearch.task import SPLITS
 @study_argument
 @directory_option
 @device_option
-def check(study: Path, directory: Path | None, device: str) -> None:
+@click.option(
+    "--dry",
+    is_flag=True,
+    help="On the meta device: what a run would take, without memory for weights.",
+)
+def check(study: Path, directory: Path | None, device: str, dry: bool) -> None:
     """Read the study, build everything once, and say what a run would work with. Fits no student."""
+    if dry:
+        _dry(Study.open(study, directory=directory, device="cpu", track=track))
+        return
     opened = Study.open(study, directory=directory, device=device, track=track)
     bench = opened.bench
     rows = table("what", "found")
@@ -57,11 +66,11 @@ def check(study: Path, directory: Path | None, device: str) -> None:
     evaluator.measure(bench.teacher)
     evaluating = time.perf_counter() - started
     recording = bench.recording
-    size = sum(v.numel() * v.element_size() for part in recording.values.values() for v in part.values())
+    stored = sum(v.numel() * v.element_size() for part in recording.values.values() for v in part.values())
     where = f", {len(recording.on_disk)} cut points on disk" if recording.on_disk else ""
     rows.add_row(
         "activations",
-        f"{size / 2**20:.0f} MiB of {sum(recording.count(p) for p in recording.values)} examples{where}",
+        f"{size(stored)} of {sum(recording.count(p) for p in recording.values)} examples{where}",
     )
     rows.add_row("to measure one model", f"{evaluating:.1f} s, beside fitting it")
     if opened.search.timed:
@@ -80,3 +89,36 @@ def check(study: Path, directory: Path | None, device: str) -> None:
             console.print(f"Note: {hint}")
     given = ["--dir", str(directory)] if directory is not None else []
     output.print(f"\nAll is well. Next: {shlex.join(['spansearch', 'run', str(study), *given])}")
+
+
+def _dry(opened: Study) -> None:
+    """The same without weights or values: what is counted, and what is expected of this machine."""
+    found = estimate(opened.task, opened.directory, opened.search, track)
+    rate, budget = product_rate(), opened.search.memory_budget
+    rows = table("what", "expected")
+    rows.add_row("teacher", f"{found.teacher}, {number(found.params)} parameters, {size(found.weight_bytes)}")
+    rows.add_row("cost", f"{number(found.flops)} flops an example")
+    rows.add_row("examples", f"{found.calibration} for calibration, {found.validation} for validation")
+    rows.add_row("spans", counted(len(found.spans), len(found.spans.rejected), replayed=False))
+    rows.add_row(
+        "searched at", f"resolution {opened.search.resolution:g}, of {len(found.found)} at resolution 0"
+    )
+    beyond = max(0, found.activation_bytes - budget // 2)
+    where = f", {size(beyond)} of them on disk" if beyond else ""
+    rows.add_row("activations", f"{size(found.activation_bytes)}{where}")
+    rows.add_row(
+        "statistics",
+        f"{size(found.statistics_bytes)} in all, {size(found.working_bytes)} to work on the largest "
+        f"(memory budget {size(budget)})",
+    )
+    rows.add_row(
+        "screening", f"{number(found.screening_flops)} flops, about {duration(found.screening_flops / rate)}"
+    )
+    rows.add_row(
+        "to measure one model",
+        f"{number(found.trial_flops)} flops, about {duration(found.trial_flops / rate)}",
+    )
+    output.print(rows)
+    output.print(f"\nTimes are for a CPU at {number(rate)}flop/s, what a product of matrices reaches here.")
+    for note in found.found.notes:
+        console.print(f"Note: {note}")

@@ -88,14 +88,24 @@ def share(ratio: float) -> str:
 
 def number(value: float) -> str:
     """A count with a unit prefix: 13.7M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
 
 
+def size(count: float) -> str:
+    """Bytes: 13 MiB, 2.4 GiB."""
+    for unit, one in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if count >= 0.95 * one:
+            return f"{count / one:.3g} {unit}"
+    return f"{count / 2**10:.3g} KiB"
+
+
 def duration(seconds: float) -> str:
-    """A short time: 1.2 s, 12.3 ms, 85 us."""
+    """A time: 2 h, 12 min, 1.2 s, 12.3 ms, 85 us."""
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if abs(seconds) >= size:
             return f"{seconds / size:.3g} {unit}"

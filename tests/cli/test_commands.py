@@ -31,6 +31,19 @@ def test_every_help_text_ends_in_an_example(command: str, run: Run) -> None:
         assert "STUDY|DIR" in ended.out.splitlines()[0]
 
 
+def test_a_dry_check_counts_what_a_study_records(tmp_path: Path, run: Run) -> None:
+    study = tasks.study_file(tmp_path / "study.py", "cnn", "TASK = tasks.make('cnn', teacher=tasks.TinyCNN)")
+    ended = run("check", str(study), "--dry")
+    assert ended.code == 0, ended.err
+    at = ss.Study.open(study).bench
+    legal, found = len(at.spans), len(at.found)
+    assert f"{legal} legal spans, " in ended.out and f"of {found} at resolution 0" in ended.out
+    for what in ("TinyCNN", "activations", "statistics", "screening", "to measure one model", "flop/s"):
+        assert what in ended.out
+    assert "meta device, without values" in ended.err
+    assert not (study.parent / "runs").exists()  # nothing is trained, recorded or written
+
+
 def test_the_group_lists_its_commands_and_an_example(run: Run) -> None:
     ended = run("--help")
     assert ended.code == 0 and "Example: spansearch run studies/digits_cnn.py" in ended.out

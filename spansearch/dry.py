@@ -1,0 +1,144 @@
+"""What a study would take, counted on the meta device: no memory for weights, no operator computed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from spansearch.batches import Batch, arguments, batch_size, head, to_device
+from spansearch.calibration import Track, untracked
+from spansearch.cost import cost
+from spansearch.errors import SpanSearchError, TaskError
+from spansearch.screen import Screening
+from spansearch.search import Search
+from spansearch.sources import Source
+from spansearch.spans import Spans, Within, find_spans
+from spansearch.spans.inputs import is_mask
+from spansearch.task import Split, Task
+
+EXAMPLES = 2
+"""Of the batch that is traced."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a study, before anything is loaded.
+
+    Attributes:
+        teacher: its class's name.
+        params, weight_bytes: of the teacher.
+        flops: of the teacher for one example.
+        calibration, validation: numbers of examples.
+        found, spans: all legal spans, and those at the study's resolution; none was replayed.
+        activation_bytes: recorded at all cut points for all calibration examples; beyond half of the memory
+            budget they go to disk.
+        statistics_bytes, working_bytes: of all spans' Gram and cross moments, and the most that is in use at
+            a time within the memory budget.
+        screening_flops: of all moments and eigendecompositions, about; float64.
+        trial_flops: of one pass over the validation examples: what measuring one model takes at least.
+    """
+
+    teacher: str
+    params: int
+    weight_bytes: int
+    flops: int
+    calibration: int
+    validation: int
+    found: Spans
+    spans: Spans
+    activation_bytes: int
+    statistics_bytes: int
+    working_bytes: int
+    screening_flops: float
+    trial_flops: float
+
+
+def estimate(task: Task, directory: Path, settings: Search, track: Track = untracked) -> Estimate:
+    """Count what a study of a task would take.
+
+    Raises:
+        TaskError: the teacher cannot be made or run on the meta device. SpanError: as find_spans.
+    """
+    teacher = _teacher(task, directory)
+    batch = _batch(task, teacher)
+    args, kwargs = arguments(batch)
+    found = find_spans(teacher, *args, **kwargs)
+    where = Within(settings.include, settings.exclude)
+    found = found.within(where) if where else found
+    spans = found.thinned(settings.resolution)
+    if not settings.nested:
+        spans = spans.keep(lambda chain: [] if chain.nested else range(len(chain.points)))
+    examples = {split: _count(task, split, track) for split in ("calibration", "validation")}
+    recorded = sum(math.prod(point.shape) for point in spans.ordered_points)
+    size = getattr(torch, settings.dtype).itemsize
+    sources = Screening.sources_of(spans.spans, settings.memory_budget)
+    flops = cost(teacher, *args, **kwargs).flops
+    return Estimate(
+        type(teacher).__name__,
+        sum(p.numel() for p in teacher.parameters()),
+        sum(p.numel() * p.element_size() for p in teacher.parameters()),
+        flops,
+        examples["calibration"],
+        examples["validation"],
+        found,
+        spans,
+        recorded * size * examples["calibration"],
+        sum(source.bytes for source in sources),
+        max((source.bytes + source.working for source in sources), default=0),
+        sum(_screening(source, examples["calibration"]) for source in sources),
+        float(flops * examples["validation"]),
+    )
+
+
+def product_rate(size: int = 768, dtype: torch.dtype = torch.float32) -> float:
+    """Flops a second that a product of two square matrices of this size reaches on this machine's CPU."""
+    x = torch.ones(size, size, dtype=dtype)
+    best = math.inf
+    for _ in range(4):
+        started = time.perf_counter()
+        x @ x
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def _teacher(task: Task, directory: Path) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return task.load_teacher(directory, "meta")
+    except SpanSearchError:
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"Task {task.name!r}: teacher() fails on the meta device: {type(error).__name__}: {error}. A dry "
+            "run makes the model under torch.device('meta'), where tensors have no values. Build it from "
+            "its configuration there (AutoModelForCausalLM.from_config), without reading weights or training."
+        ) from error
+
+
+def _batch(task: Task, teacher: nn.Module) -> Batch:
+    """Some examples as the model is called with them, on the meta device; without masks, which cannot be told
+    from inputs there."""
+    real = head(next(islice(task.batches("calibration"), 1)), EXAMPLES)
+    if isinstance(real, Mapping) and task.forward is None:
+        masks = {name for name, value in real.items() if isinstance(value, Tensor) and is_mask(value)}
+        if len(masks) < len(real):
+            real = {name: value for name, value in real.items() if name not in masks}
+    return task.model_batch(teacher, to_device(real, "meta"), "calibration batch 0")
+
+
+def _count(task: Task, split: Split, track: Track) -> int:
+    return sum(batch_size(batch) for batch in track(task.batches(split), f"counting {split}"))
+
+
+def _screening(source: Source, examples: int) -> float:
+    """Products of moments, some nine cubes for eigenvectors, and each stop's solution."""
+    one = next(iter(source.maps.values()))
+    d, q = one.d_in, sum(linear.d_out for linear in source.maps.values())
+    return 2.0 * examples * one.rows * d * (d + q) + 9.0 * d**3 + 6.0 * d * d * q
