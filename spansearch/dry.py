@@ -72,9 +72,7 @@ def estimate(task: Task, directory: Path, settings: Search, track: Track = untra
     found = find_spans(teacher, *args, **kwargs)
     where = Within(settings.include, settings.exclude)
     found = found.within(where) if where else found
-    spans = found.thinned(settings.resolution)
-    if not settings.nested:
-        spans = spans.keep(lambda chain: [] if chain.nested else range(len(chain.points)))
+    spans = found.searched(settings.resolution, settings.level, settings.nested)
     examples = {split: _count(task, split, track) for split in ("calibration", "validation")}
     recorded = sum(math.prod(point.shape) for point in spans.ordered_points)
     size = getattr(torch, settings.dtype).itemsize

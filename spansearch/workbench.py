@@ -27,7 +27,7 @@ from spansearch.spans.structure import flatten
 from spansearch.suffix import Suffixes
 from spansearch.task import SPLITS, Task
 
-FORMAT = 6
+FORMAT = 7
 """Of fingerprints: one more whenever equal teachers, data or settings get another one than before."""
 
 
@@ -103,12 +103,9 @@ class Workbench:
 
     @cached_property
     def spans(self) -> Spans:
-        """The spans of a study: thinned to its resolution, where it may replace something, without nested
-        ones if it wants none."""
-        thinned = self.found.thinned(self.settings.resolution)
-        if self.settings.nested:
-            return thinned
-        return thinned.keep(lambda chain: [] if chain.nested else range(len(chain.points)))
+        """The spans of a study: as deep as it wants them, thinned to its resolution, where it may replace
+        something."""
+        return self.found.searched(self.settings.resolution, self.settings.level, self.settings.nested)
 
     @cached_property
     def masked(self) -> bool:

@@ -134,7 +134,7 @@ def test_students_go_only_where_they_may(tmp_path: Path) -> None:
     """Alone, in compositions and as thinned layers; and the directory remembers it."""
     families = ("ridge", "lowrank", "thin")
     file = tasks.study_file(tmp_path / "study.py", "cnn")
-    changes = {"include": ("blocks",), "exclude": "*.1", "families": families, "polish": False}
+    changes = {"include": ("blocks",), "exclude": "*.1", "level": 3, "families": families, "polish": False}
     study = ss.Study.open(file, directory=tmp_path / "d", changes=changes, device="cpu")
     study.run(12)
     recipes = [outcome_of(trial)[1].recipe for trial in study.finished()]

@@ -87,6 +87,11 @@ where_options = (
         metavar="PATTERN",
         help="Replace nothing in these, though weights there may be corrected. Several.",
     ),
+    click.option(
+        "--level",
+        type=click.IntRange(1),
+        help="Cut only between modules whose names have at most so many parts: 2 for layer1.0.",
+    ),
 )
 
 

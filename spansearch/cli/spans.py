@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,7 +15,7 @@ from spansearch.cli.options import (
     with_options,
 )
 from spansearch.cli.terminal import console, counted, number, output, share, table, track
-from spansearch.spans import Spans
+from spansearch.cli.tree import chains_tree, refused_tree
 from spansearch.study import Study
 
 
@@ -33,18 +34,19 @@ def spans(
     everything: bool,
     pairs: bool,
     verify: bool,
-    **where: tuple[str, ...],
+    **where: Any,
 ) -> None:
     """List the legal spans with shape and cost, and what was refused and why.
 
     Any two cut points of a chain enclose a legal span, unless the second is marked "start only": there glue
-    reads what glue made before a module does, so that no student's output can take its place. A study
-    searches the chains thinned to its resolution; --pairs shows what --include and --exclude leave of them.
+    reads what glue made before a module does, so that no student's output can take its place. What repeats
+    itself, in a stack of equal blocks, is shown once. A study searches the chains thinned to its resolution;
+    --pairs lists every span, and shows what --include and --exclude leave of them.
     """
-    changes = {name: patterns for name, patterns in where.items() if patterns}
+    changes = {name: value for name, value in where.items() if value}
     opened = Study.open(study, directory=directory, changes=changes, device=device, track=track)
     found = opened.bench.found if everything else opened.bench.spans
-    _print_chains(found)
+    output.print(chains_tree(found, type(opened.bench.teacher).__name__))
     if pairs:
         rows = table("span", ">flops", ">share", "replaced modules")
         for span in found.spans:
@@ -54,31 +56,7 @@ def spans(
     legal, refused = opened.bench.replayed(found.spans) if verify else (found.spans, [])
     refused = [*found.rejected, *refused]
     if refused:
-        rows = table("refused", "reason", title="\nRefused")
-        for one in refused:
-            rows.add_row(one.name, one.reason)
-        output.print(rows)
+        output.print(refused_tree(refused))
     output.print(f"\n{counted(len(legal), len(refused), verify)}.")
     for note in found.notes:
         console.print(f"Note: {note}")
-
-
-def _print_chains(found: Spans) -> None:
-    for chain in found.chains:
-        if len(chain.points) < 2:
-            continue
-        title = (
-            f"\nNested, inside what follows {chain.anchor.name}" if chain.nested and chain.anchor else None
-        )
-        rows = table("cut point", "shape", "layout", ">flops from here", ">share", title=title or "Top level")
-        for point, flops in zip(chain.points, (*chain.flops, 0), strict=True):
-            last = point is chain.points[-1]
-            start_only = not point.can_stop and point is not chain.points[0]
-            rows.add_row(
-                point.name,
-                " x ".join(map(str, point.shape)),
-                (point.layout or "?") + (", start only" if start_only else ""),
-                "" if last else number(flops),
-                "" if last else share(flops / max(1, found.flops)),
-            )
-        output.print(rows)

@@ -41,6 +41,8 @@ class Search:
         include, exclude: patterns of module names (``layer?``, ``*.mlp``), as named_modules() has them: where
             students may go, and where none may. Weights elsewhere are still corrected: by healing, by
             polishing, and between layers that are thinned out.
+        level: cut points lie between modules whose names have at most so many parts (2: ``layer1.0``, not
+            ``layer1.0.conv1``); None: wherever they may.
         fit: how students are fitted by gradient.
         held_out: share of the calibration examples kept apart from fitting.
         seed: every random choice follows from it.
@@ -77,6 +79,7 @@ class Search:
     nested: bool = True
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    level: int | None = None
     fit: FitSettings = field(default_factory=FitSettings)
     held_out: float = 0.25
     seed: int = 0
@@ -121,6 +124,8 @@ class Search:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise TaskError(f"Search: {name} must be a whole number of at least {least}, got {value!r}.")
+        if self.level is not None and (not isinstance(self.level, int) or self.level < 1):
+            raise TaskError(f"Search: level must be a whole number of at least 1, got {self.level!r}.")
         if self.dtype not in ("float32", "float16", "bfloat16"):
             raise TaskError(f"Search: dtype must be float32, float16 or bfloat16, got {self.dtype!r}.")
         if self.sampler not in SAMPLERS:
@@ -154,8 +159,8 @@ class Search:
     @property
     def changes(self) -> dict[str, Any]:
         """What a command line may have given in place of the study file: constraints, where students go."""
-        where = {"include": list(self.include), "exclude": list(self.exclude)}
-        return {**self.limits, **{name: patterns for name, patterns in where.items() if patterns}}
+        where = {"include": list(self.include), "exclude": list(self.exclude), "level": self.level}
+        return {**self.limits, **{name: value for name, value in where.items() if value}}
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings that results depend on, as plain data: what it is after JSON as well.

@@ -153,6 +153,21 @@ class Spans:
         chains = [chain.keep(kept) for chain, kept in chosen if len(kept) > 1]
         return self._with(chains)
 
+    def searched(self, resolution: float, level: int | None = None, nested: bool = True) -> Spans:
+        """Those that a study tries: ``up_to`` a level, ``thinned``, and without nested ones if it wants
+        none."""
+        found = (self if level is None else self.up_to(level)).thinned(resolution)
+        return found if nested else found.keep(lambda c: [] if c.nested else range(len(c.points)))
+
+    def up_to(self, level: int) -> Spans:
+        """The same with the cut points only that modules make, or read first, whose names have at most so
+        many parts."""
+
+        def shallow(point: CutPoint) -> bool:
+            return any(name.count(".") < level for name in (point.name, *point.aliases))
+
+        return self.keep(lambda chain: [k for k, point in enumerate(chain.points) if shallow(point)])
+
     def within(self, chosen: Within) -> Spans:
         """The same, of which only spans are listed that lie where they may. All others are still to be had by
         name.

@@ -484,7 +484,7 @@ torch.manual_seed(0)
 TASK = dataclasses.replace(TASK, teacher=Gated)
 """
     ended = run("spans", tasks.study_file(tmp_path / "study.py", "mlp", code), "--all")
-    marked = [line.split()[0] for line in ended.out.splitlines() if "start only" in line]
+    marked = [line.strip("│├└─ ").split()[0] for line in ended.out.splitlines() if "start only" in line]
     assert marked == ["b:input"]
 
 
