@@ -12,6 +12,7 @@ from spansearch.errors import (
 from spansearch.fit import FitSettings
 from spansearch.recipe import Splice
 from spansearch.results import Front, Member
+from spansearch.saved import load
 from spansearch.search import Search
 from spansearch.spans import CutPoint, Span, Spans, find_spans, splice, verify
 from spansearch.students import Family, families, register
@@ -44,6 +45,7 @@ __all__ = [
     "cost",
     "families",
     "find_spans",
+    "load",
     "register",
     "splice",
     "verify",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,6 +23,8 @@ MEASURES = (*COSTS[:3], "score_drop", "divergence", *COSTS[3:])
 StoredTrial = tuple[int, Splice | None, Outcome]
 Load = Callable[[Splice | None, Outcome], nn.Module]
 """Makes a trial's model."""
+Save = Callable[[Outcome, Path, dict[str, Any]], None]
+"""Writes a trial's model to a directory, with what is known of it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Member:
     polished: bool = False
     latency: Mapping[str, Any] | None = None
     _load: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
+    _save: Callable[[Path, dict[str, Any]], None] | None = field(default=None, repr=False, compare=False)
 
     @property
     def slower(self) -> bool:
@@ -67,6 +71,15 @@ class Member:
         """
         assert self._load is not None
         return self._load()
+
+    def save(self, directory: Path | str) -> None:
+        """Write it as recipe.json and students.safetensors, for ``spansearch.load`` with its teacher.
+
+        Raises:
+            StudyError: as for load. SaveError: the files cannot be written.
+        """
+        assert self._save is not None
+        self._save(Path(directory), self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         m = self.measures
@@ -220,7 +233,11 @@ def _value(measures: Measures | None, name: str) -> float:
 
 
 def members_of(
-    chosen: Sequence[StoredTrial], scored: Mapping[str, Any], load: Load, constraints: Constraints
+    chosen: Sequence[StoredTrial],
+    scored: Mapping[str, Any],
+    load: Load,
+    save: Save,
+    constraints: Constraints,
 ) -> tuple[Member, ...]:
     """The members that chosen trials stand for; ``scored``: their figures on test, by trial number."""
     return tuple(
@@ -236,6 +253,7 @@ def members_of(
             outcome.polished,
             outcome.details.get("latency"),
             partial(load, splice, outcome),
+            partial(save, outcome),
         )
         for number, splice, outcome in chosen
         if splice is not None and outcome.measures is not None

@@ -22,6 +22,7 @@ from spansearch.outcome import Outcome
 from spansearch.proposal import rebuild
 from spansearch.recipe import Splice
 from spansearch.results import Front, StoredTrial, cheapest_first, members_of, select
+from spansearch.saved import save
 from spansearch.search import Constraints, Search, Space
 from spansearch.spans import Spans
 from spansearch.store import (
@@ -226,12 +227,22 @@ class Study:
         attributes["teacher"] = {**attributes.get("teacher", {}), "test_score": scored.get("teacher")}
         running = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
         figures = with_neighbours(cheapest_first(chosen, x, y), scored, seed)
-        members = members_of(chosen, figures, self._load, constraints)
+        members = members_of(chosen, figures, self._load, self._save, constraints)
         summary = summarise(self.task.name, trials, running, chosen, attributes)
         return Front(x, y, members, {**summary, "constraints": about(trials, constraints)})
 
     def _load(self, splice: Splice | None, outcome: Outcome) -> nn.Module:
         assert splice is not None
+        self._require_teacher()
+        return rebuild(self.bench, self.files, outcome.recipe, outcome.details.get("student", {}))
+
+    def _save(self, outcome: Outcome, directory: Path, known: dict[str, Any]) -> None:
+        self._require_teacher()
+        teacher = {"class": type(self.bench.teacher).__qualname__, "sha256": self.bench.teacher_hash}
+        state = self.files.load(outcome.details.get("student", {}))
+        save(directory, outcome.recipe, state, teacher, self.bench.found.reach, known)
+
+    def _require_teacher(self) -> None:
         stored = self.optuna.user_attrs["fingerprint"]
         require_same_format(self.directory, stored, FORMAT)
         if self.bench.teacher_hash != stored["teacher"]:
@@ -239,7 +250,6 @@ class Study:
                 f"The teacher is not the one the study in {self.directory} was run with: its weights differ. "
                 "Restore it; students reproduce what that one computed."
             )
-        return rebuild(self.bench, self.files, outcome.recipe, outcome.details.get("student", {}))
 
     def _run(
         self, trials: int, timeout: float | None, on_trial: OnTrial | None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spansearch.batches import Batch, arguments, cloned, hash_of, head
+from spansearch.batches import Batch, arguments, cloned, head
 from spansearch.calibration import Calibration, Track, untracked
 from spansearch.distil import label_loss
 from spansearch.errors import SpanError, TaskError
@@ -21,6 +21,7 @@ from spansearch.evidence import Evidence
 from spansearch.healing import behind, healable
 from spansearch.latency import Latency, measure_latency, of_size
 from spansearch.record import Recording, record
+from spansearch.saved import identity_of
 from spansearch.screen import Screening
 from spansearch.spans import Reach, Rejected, Span, Spans, Verifier, Within, copy_model, find_spans
 from spansearch.spans.structure import flatten
@@ -252,4 +253,4 @@ class Workbench:
     @cached_property
     def teacher_hash(self) -> str:
         """Of the teacher's class name and state_dict."""
-        return hash_of([type(self.teacher).__qualname__, self.teacher.state_dict()])
+        return identity_of(self.teacher)

@@ -70,6 +70,11 @@ class Spans:
         self.whole = whole or self
 
     @property
+    def reach(self) -> Reach:
+        """How far students may read among tokens."""
+        return self._readable
+
+    @property
     def hidden(self) -> tuple[Hidden, ...]:
         """Features inside the model that can go in part; looked for, in some passes, when first asked for."""
         return self._known.hidden

@@ -151,3 +151,37 @@ def test_a_cache_of_fixed_size_is_refused_where_it_would_be_wrong():
             else:
                 found = _written(small, ids, cache_implementation="static")[0]
                 assert torch.equal(found, _written(small, ids, use_cache=False)[0]), span.name
+
+
+def test_members_of_a_study_write_the_same_with_a_cache_and_when_loaded_again(tmp_path):
+    model, _ = _model("llama")
+    draw = torch.Generator().manual_seed(0)
+    batches = [{"input_ids": torch.randint(0, 99, (8, 12), generator=draw)} for _ in range(12)]
+    task = ss.Task(
+        "tiny_llama",
+        teacher=lambda: model,
+        calibration=lambda: batches[:8],
+        validation=lambda: batches[8:10],
+        test=lambda: batches[10:],
+        score=lambda model, batches: -float(sum(model(**b).logits.float().std() for b in batches)),
+    )
+    families = ("ridge", "attention", "thin", "truncated")
+    fit = ss.FitSettings(steps=20, rates=(1e-3,), rate_steps=4, check_every=10)
+    search = ss.Search(families=families, nested=False, seeds=8, fit=fit, polish=False)
+    study = ss.Study(task, directory=tmp_path / "run", search=search, device="cpu")
+    study.run(20)
+    ids, seen = batches[0]["input_ids"][:2, :7], set()
+    for member in study.front(y="divergence"):
+        small = member.load()
+        seen |= {splice.family for splice in member.splices}
+        tokens, logits = _written(small, ids, use_cache=False)
+        cached, cached_logits = _written(small, ids, use_cache=True)
+        assert torch.equal(tokens, cached), member.splices
+        torch.testing.assert_close(cached_logits, logits, rtol=1e-4, atol=1e-4)
+        member.save(tmp_path / str(member.trial))
+        again = ss.load(tmp_path / str(member.trial), model, **batches[0])
+        with torch.no_grad():
+            assert torch.equal(again(ids).logits, small(ids).logits)
+        with pytest.raises(OSError, match="no file named"):  # it does not pass for a plain model
+            type(model).from_pretrained(tmp_path / str(member.trial))
+    assert len(seen) > 1
