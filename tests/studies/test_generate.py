@@ -57,7 +57,7 @@ def _model(name, **config):
     return model, specimen.batches[0]["input_ids"]
 
 
-def _spliced(model, ids, kind, most=10):
+def _spliced(model, ids, kind, most=6):
     """Models with one student each, in spans drawn from those where it may stand."""
     found = ss.find_spans(model, input_ids=ids).spans
     legal = [span for span in found if span.start.layout == span.stop.layout == "tokens"]
