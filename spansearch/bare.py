@@ -27,14 +27,14 @@ def bare(model: nn.Module) -> nn.Module:
     if isinstance(model, DataParallel | DistributedDataParallel):
         raise SpanError(
             f"{kind} runs copies of a model's modules in several threads or processes, where no student "
-            "could be put. Give model.module, and wrap the spliced model again."
+            "could be put. Give model.module; the spliced model can go into DistributedDataParallel."
         )
     for path, module in model.named_modules():
         where = f"{path or 'the model'} ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
             raise SpanError(
                 f"{where} is TorchScript: its code is compiled, so that no activation in it can be seen or "
-                f"replaced. {FIRST.format('scripted')}"
+                f"replaced. {FIRST.format('exported by torch.export')}"
             )
         if _quantised(module):
             raise SpanError(
@@ -53,4 +53,5 @@ def uncompiled(model: nn.Module) -> nn.Module:
 def _quantised(module: nn.Module) -> bool:
     weight = module._parameters.get("weight")
     whole = weight is not None and not (weight.is_floating_point() or weight.is_complex())
-    return whole or ".quantized" in type(module).__module__
+    home = type(module).__module__.split(".")
+    return whole or (home[0] == "torch" and "quantized" in home)

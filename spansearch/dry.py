@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spansearch.batches import Batch, arguments, batch_size, head, to_device
+from spansearch.batches import arguments, batch_size, head, to_device
 from spansearch.calibration import Track, untracked
 from spansearch.cost import cost
 from spansearch.errors import SpanSearchError, TaskError
@@ -39,9 +40,9 @@ class Estimate:
         found, spans: all legal spans, and those at the study's resolution; none was replayed.
         activation_bytes: recorded at all cut points for all calibration examples; beyond half of the memory
             budget they go to disk.
-        statistics_bytes, working_bytes: of all spans' Gram and cross moments, and the most that is in use at
-            a time within the memory budget.
-        screening_flops: of all moments and eigendecompositions, about; float64.
+        statistics_bytes, working_bytes: of all spans' Gram and cross moments, and what working on the largest
+            takes; at most, as which spans of tokens read each position alone is not found out.
+        screening_flops: of all moments and eigendecompositions, about and at most; float64.
         trial_flops: of one pass over the validation examples: what measuring one model takes at least.
     """
 
@@ -67,9 +68,7 @@ def estimate(task: Task, directory: Path, settings: Search, track: Track = untra
         TaskError: the teacher cannot be made or run on the meta device. SpanError: as find_spans.
     """
     teacher = _teacher(task, directory)
-    batch = _batch(task, teacher)
-    args, kwargs = arguments(batch)
-    found = find_spans(teacher, *args, **kwargs)
+    args, kwargs, found = _found(task, teacher)
     where = Within(settings.include, settings.exclude)
     found = found.within(where) if where else found
     spans = found.searched(settings.resolution, settings.level, settings.nested)
@@ -95,13 +94,13 @@ def estimate(task: Task, directory: Path, settings: Search, track: Track = untra
     )
 
 
-def product_rate(size: int = 768, dtype: torch.dtype = torch.float32) -> float:
-    """Flops a second that a product of two square matrices of this size reaches on this machine's CPU."""
-    x = torch.ones(size, size, dtype=dtype)
+def product_rate(dtype: torch.dtype, device: torch.device | str = "cpu", size: int = 768) -> float:
+    """Flops a second that a product of two square matrices of this size reaches on a device."""
+    x = torch.ones(size, size, dtype=dtype, device=device)
     best = math.inf
     for _ in range(4):
         started = time.perf_counter()
-        x @ x
+        float((x @ x)[0, 0])  # waits for an accelerator
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
 
@@ -120,15 +119,53 @@ def _teacher(task: Task, directory: Path) -> nn.Module:
         ) from error
 
 
-def _batch(task: Task, teacher: nn.Module) -> Batch:
-    """Some examples as the model is called with them, on the meta device; without masks, which cannot be told
-    from inputs there."""
+def _found(task: Task, teacher: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any], Spans]:
+    """Some examples as the model is called with them, on the meta device, and its spans.
+
+    Masks of whole numbers cannot be told from inputs there: without them, if the model runs so, else as
+    bools.
+    """
     real = head(next(islice(task.batches("calibration"), 1)), EXAMPLES)
-    if isinstance(real, Mapping) and task.forward is None:
-        masks = {name for name, value in real.items() if isinstance(value, Tensor) and is_mask(value)}
-        if len(masks) < len(real):
-            real = {name: value for name, value in real.items() if name not in masks}
-    return task.model_batch(teacher, to_device(real, "meta"), "calibration batch 0")
+    named = real if isinstance(real, Mapping) else {}
+    masks = {name for name, value in named.items() if isinstance(value, Tensor) and is_mask(value)}
+    error: SpanSearchError | None = None
+    for change in (_left_out, _as_bool, None) if masks and len(masks) < len(named) else (None,):
+        handle = _changing(teacher, masks, change)
+        try:
+            batch = task.model_batch(teacher, to_device(real, "meta"), "calibration batch 0")
+            args, kwargs = arguments(batch)
+            if change is not None:
+                kwargs = change(kwargs, masks)
+            return args, kwargs, find_spans(teacher, *args, **kwargs)
+        except SpanSearchError as failed:
+            error = error or failed
+        finally:
+            handle.remove()
+    assert error is not None
+    raise TaskError(
+        f"Task {task.name!r}: a dry run cannot follow the model on the meta device, where tensors have no "
+        f"values: {error} Where forward looks at values (item(), an if), only `check` without --dry can tell."
+    ) from error
+
+
+Change = Callable[[Mapping[str, Any], Collection[str]], dict[str, Any]]
+
+
+def _left_out(given: Mapping[str, Any], masks: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name not in masks}
+
+
+def _as_bool(given: Mapping[str, Any], masks: Collection[str]) -> dict[str, Any]:
+    return {name: value.bool() if name in masks else value for name, value in given.items()}
+
+
+def _changing(teacher: nn.Module, masks: Collection[str], change: Change | None) -> Any:
+    """A hook that changes the masks that the model is called with; returns its handle."""
+
+    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, dict(kwargs) if change is None else change(kwargs, masks)
+
+    return teacher.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _count(task: Task, split: Split, track: Track) -> int:

@@ -100,6 +100,8 @@ class FlopTally(TorchDispatchMode):
 
     def _reads_weights(self, func: Any, inputs: list[Tensor], out: Any) -> bool:
         """Whether func may multiply by a weight matrix, or attends; remembers what weights alone make."""
+        if func.namespace.startswith("quantized"):  # their weights are packed, no tensors
+            return True
         weights = [t for t in inputs if isinstance(t, nn.Parameter) or storage_of(t) in self._weights]
         if weights and len(weights) == len(inputs):
             # Casts, transposes, masks, weight norms: the result is a weight itself, made once for all

@@ -73,8 +73,8 @@ def load(directory: Path | str, teacher: M, *args: Any, **kwargs: Any) -> M:
         directory: with recipe.json and students.safetensors.
         teacher: the network it was made from, with the same weights; not modified. What stays of it shares
             its memory with the result until somebody writes to it.
-        args, kwargs: an example, as the teacher is called with it: two or more examples along dimension 0.
-            Where students go is found on it, as by find_spans.
+        args, kwargs: an example, as the teacher is called with it: two or more examples along dimension 0,
+            with padding and its mask if the task has any. Where students go is found on it, as by find_spans.
 
     Returns:
         An object of the teacher's class in eval mode, on its device, with the same outputs, to the bit, as

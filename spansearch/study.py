@@ -255,6 +255,7 @@ class Study:
         self, trials: int, timeout: float | None, on_trial: OnTrial | None
     ) -> Literal["done", "timeout"]:
         started = time.perf_counter()
+        _ = self.bench.spans  # first, as a mistyped pattern is told there: nothing is stored of it
         fingerprint = {**self.bench.fingerprint, "search": self.search.fingerprint()}
         study = self._optuna = open_study(self.storage, self.directory, self.task.name, fingerprint)
         if self.source is not None:

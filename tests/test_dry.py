@@ -26,7 +26,7 @@ def test_it_counts_what_a_study_records_and_screens(kind, tmp_path):
     cost = bench.validation.teacher_cost
     assert (counted.flops, counted.params) == (cost.flops, cost.params)
     assert counted.trial_flops == cost.flops * bench.validation.examples
-    assert counted.screening_flops > 0 and product_rate(64) > 0
+    assert counted.screening_flops > 0 and product_rate(torch.float64, size=64) > 0
 
 
 class Masked(nn.Module):

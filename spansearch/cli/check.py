@@ -5,15 +5,24 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import click
+import torch
 
 from spansearch.cli.mask_hints import inverted_mask, unused_mask
-from spansearch.cli.options import device_option, directory_option, study_argument
+from spansearch.cli.options import (
+    device_option,
+    directory_option,
+    study_argument,
+    where_options,
+    with_options,
+)
 from spansearch.cli.terminal import console, counted, duration, number, output, share, size, table, track
 from spansearch.dry import estimate, product_rate
 from spansearch.study import Study
 from spansearch.task import SPLITS
+from spansearch.workbench import pick_device
 
 
 @click.command(epilog="Example: spansearch check studies/digits_cnn.py")
@@ -25,12 +34,15 @@ from spansearch.task import SPLITS
     is_flag=True,
     help="On the meta device: what a run would take, without memory for weights.",
 )
-def check(study: Path, directory: Path | None, device: str, dry: bool) -> None:
+@with_options(*where_options)
+def check(study: Path, directory: Path | None, device: str, dry: bool, **where: Any) -> None:
     """Read the study, build everything once, and say what a run would work with. Fits no student."""
+    changes = {name: value for name, value in where.items() if value}
     if dry:
-        _dry(Study.open(study, directory=directory, device="cpu", track=track))
+        at = pick_device(device)
+        _dry(Study.open(study, directory=directory, changes=changes, device="cpu", track=track), at)
         return
-    opened = Study.open(study, directory=directory, device=device, track=track)
+    opened = Study.open(study, directory=directory, changes=changes, device=device, track=track)
     bench = opened.bench
     rows = table("what", "found")
     started = time.perf_counter()
@@ -67,10 +79,10 @@ def check(study: Path, directory: Path | None, device: str, dry: bool) -> None:
     evaluating = time.perf_counter() - started
     recording = bench.recording
     stored = sum(v.numel() * v.element_size() for part in recording.values.values() for v in part.values())
-    where = f", {len(recording.on_disk)} cut points on disk" if recording.on_disk else ""
+    on_disk = f", {len(recording.on_disk)} cut points on disk" if recording.on_disk else ""
     rows.add_row(
         "activations",
-        f"{size(stored)} of {sum(recording.count(p) for p in recording.values)} examples{where}",
+        f"{size(stored)} of {sum(recording.count(p) for p in recording.values)} examples{on_disk}",
     )
     rows.add_row("to measure one model", f"{evaluating:.1f} s, beside fitting it")
     if opened.search.timed:
@@ -88,13 +100,21 @@ def check(study: Path, directory: Path | None, device: str, dry: bool) -> None:
         if hint:
             console.print(f"Note: {hint}")
     given = ["--dir", str(directory)] if directory is not None else []
+    for name, value in changes.items():
+        values = value if isinstance(value, tuple) else (value,)
+        given += [word for one in values for word in (f"--{name}", str(one))]
     output.print(f"\nAll is well. Next: {shlex.join(['spansearch', 'run', str(study), *given])}")
 
 
-def _dry(opened: Study) -> None:
+def _dry(opened: Study, device: torch.device) -> None:
     """The same without weights or values: what is counted, and what is expected of this machine."""
     found = estimate(opened.task, opened.directory, opened.search, track)
-    rate, budget = product_rate(), opened.search.memory_budget
+    budget = opened.search.memory_budget
+    on_gpu = device if device.type == "cuda" else torch.device("cpu")  # where moments are accumulated
+    rates = {
+        "screening": (found.screening_flops, product_rate(torch.float64, on_gpu), "float64"),
+        "to measure one model": (found.trial_flops, product_rate(torch.float32, device), "float32"),
+    }
     rows = table("what", "expected")
     rows.add_row("teacher", f"{found.teacher}, {number(found.params)} parameters, {size(found.weight_bytes)}")
     rows.add_row("cost", f"{number(found.flops)} flops an example")
@@ -108,17 +128,18 @@ def _dry(opened: Study) -> None:
     rows.add_row("activations", f"{size(found.activation_bytes)}{where}")
     rows.add_row(
         "statistics",
-        f"{size(found.statistics_bytes)} in all, {size(found.working_bytes)} to work on the largest "
+        f"up to {size(found.statistics_bytes)} in all, {size(found.working_bytes)} to work on the largest "
         f"(memory budget {size(budget)})",
     )
-    rows.add_row(
-        "screening", f"{number(found.screening_flops)} flops, about {duration(found.screening_flops / rate)}"
-    )
-    rows.add_row(
-        "to measure one model",
-        f"{number(found.trial_flops)} flops, about {duration(found.trial_flops / rate)}",
-    )
+    for what, (flops, rate, dtype) in rates.items():
+        at = f"{number(rate)}flop/s in {dtype}"
+        rows.add_row(what, f"{number(flops)} flops, about {duration(flops / rate)} at {at}")
     output.print(rows)
-    output.print(f"\nTimes are for a CPU at {number(rate)}flop/s, what a product of matrices reaches here.")
+    output.print(f"\nRates are what a product of matrices reaches on {device}.")
+    if found.working_bytes > budget:
+        console.print(
+            "Note: the statistics of the largest span are beyond the memory budget, and a run will take what "
+            "they take. Fewer or narrower spans need less: --level, --include, Search(resolution=...)."
+        )
     for note in found.found.notes:
         console.print(f"Note: {note}")

@@ -98,12 +98,12 @@ class Memory:
 
     Args:
         name: of its span: its place in the cache.
-        layers: numbers of the layers that its span replaces.
-        masked: it is given their masks, which reach back as far as those layers do.
+        layers: how many layers the model numbers in its caches.
+        ahead: the student may read later positions as well, so that it cannot go on where it was.
     """
 
-    def __init__(self, name: str, layers: tuple[int, ...], masked: bool) -> None:
-        self.name, self.layers, self.masked = name, layers, masked
+    def __init__(self, name: str, layers: int, ahead: bool) -> None:
+        self.name, self.layers, self.ahead = name, layers, ahead
 
     def run(self, student: nn.Module, x: Tensor, mask: tuple[Tensor | None, ...], kept: Any) -> Tensor:
         """The student's output for new positions x (N, T, C), which are remembered.
@@ -113,16 +113,17 @@ class Memory:
             kept: the cache.
         """
         step: Any = getattr(student, "step", None)
-        layer, length = self._layer(kept, x.shape[1], step is not None), x.shape[1]
+        layer, length = self._layer(kept, x.shape[1]), x.shape[1]
+        past = _everything(layer)
         if step is not None:
-            y, new = step(x, *mask, past=_everything(layer))
+            y, new = step(x, *mask, past=past)
             self._add(layer, new)
             return y
-        if mask and _everything(layer) is not None:
+        if past is not None and (mask or self.ahead):
+            lacks = "has no method step(x, mask, past) -> (y, new)" if mask else "may read later positions"
             raise SpanError(
-                f"{self.name}: a student that attends needs a method step(x, mask, past) -> (y, new) to run "
-                f"with a key-value cache, {type(student).__name__} has none. Call the model with "
-                "use_cache=False."
+                f"{self.name}: its student ({type(student).__name__}) {lacks}, so it cannot go on behind the "
+                "tokens in a key-value cache. Call the model with use_cache=False."
             )
         self._add(layer, x)
         before = reads_back(student)
@@ -133,26 +134,26 @@ class Memory:
 
     def remember(self, kept: Any, new: Tensor) -> None:
         """Keep what a student read in a pass whose cache was not known yet; before that pass it was empty."""
-        layer = self._layer(kept, new.shape[1], True)
+        layer = self._layer(kept, new.shape[1])
         if _everything(layer) is not None:
             raise SpanError(
-                f"{self.name}: the cache already holds {layer.get_seq_length()} tokens, and no module "
-                "was given it before the student ran. Pass it to the model as past_key_values."
+                f"{self.name}: the cache already holds {layer.get_seq_length()} tokens, and no module was "
+                "given it before the student ran. Pass it to the model as past_key_values."
             )
         self._add(layer, new)
 
     def _add(self, layer: Any, new: Tensor) -> None:
         layer.update(new[:, None], new.new_zeros(len(new), 1, new.shape[1], 0))
 
-    def _layer(self, kept: Any, new: int, stepping: bool) -> Any:
+    def _layer(self, kept: Any, new: int) -> Any:
         if not hasattr(kept, "layers"):
             raise SpanError(
-                f"{self.name}: expected a cache of transformers 5, got {type(kept).__name__}, in which "
-                "a student cannot keep earlier positions. Call the model with use_cache=False."
+                f"{self.name}: expected a cache of transformers 5, got {type(kept).__name__}, in which a "
+                "student cannot keep earlier positions. Call the model with use_cache=False."
             )
         found = next((one for one in kept.layers if getattr(one, "span", None) == self.name), None)
         if found is None:
-            found = self._made(kept, stepping)
+            found = self._made(kept)
             found.span = self.name
             kept.layers.append(found)
         try:
@@ -167,21 +168,16 @@ class Memory:
             )
         return found
 
-    def _made(self, kept: Any, stepping: bool) -> Any:
+    def _made(self, kept: Any) -> Any:
         from transformers.cache_utils import DynamicLayer  # whoever has a cache has the library
 
-        while getattr(kept, "layer_class_to_replicate", None) and len(kept.layers) <= max(
-            self.layers, default=0
-        ):
+        while getattr(kept, "layer_class_to_replicate", None) and len(kept.layers) < self.layers:
             kept.layers.append(kept.layer_class_to_replicate())  # those of the model come first
         if any(not hasattr(one, "crop") for one in kept.layers if hasattr(one, "keys")):
             raise SpanError(
-                f"{self.name}: a student that reads earlier positions cannot run with {type(kept).__name__}, "
-                "whose size is fixed. Use a dynamic cache, the default, or use_cache=False."
+                f"{self.name}: its student may read earlier positions, and a {type(kept).__name__}, whose "
+                "size is fixed, has no room for them. Use a dynamic cache, the default, or use_cache=False."
             )
-        replaced = [kept.layers[k] for k in self.layers if k < len(kept.layers)]
-        if stepping and self.masked and replaced and getattr(replaced[0], "is_sliding", False):
-            return type(replaced[0])(sliding_window=replaced[0].sliding_window)
         return DynamicLayer()
 
 

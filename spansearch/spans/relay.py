@@ -93,7 +93,8 @@ class Relay:
     def take(self) -> Tensor:
         """The student's output, once."""
         value: Tensor | None = getattr(self._here, "value", None)
-        self.forget()
+        self._here.value = None
+        self._here.masks = {}
         if value is None:
             raise SpanError(
                 f"{self.name}: the student's output is due before its input was seen. The forward pass took "
@@ -102,8 +103,8 @@ class Relay:
         return value
 
     def forget(self) -> None:
-        """Drop what an aborted forward pass left."""
-        self._here.value = self._here.unsaved = None
+        """Drop what a forward pass left."""
+        self._here.value = self._here.unsaved = self._here.cache = None
         self._here.masks = {}
 
     def _fits(self, x: Tensor, y: Tensor) -> bool:
@@ -252,5 +253,10 @@ class ResetHook:
         """As a forward pre-hook of the model."""
         for counter in self.counters:
             counter.reset()
+        for relay in self.relays:
+            relay.forget()
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """As a forward hook of the model."""
         for relay in self.relays:
             relay.forget()

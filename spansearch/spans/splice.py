@@ -14,7 +14,7 @@ from spansearch.spans.attention import OpenAttention
 from spansearch.spans.copying import copy_model
 from spansearch.spans.hidden import put
 from spansearch.spans.inplace import InPlace
-from spansearch.spans.kv_cache import Memory, reads_back, takes_cache
+from spansearch.spans.kv_cache import Memory, layers_of, reads_back, takes_cache
 from spansearch.spans.masks import takes_mask
 from spansearch.spans.points import Place
 from spansearch.spans.relay import CacheHook, CallCounter, CaptureHook, EmitHook, MaskHook, Relay, ResetHook
@@ -44,6 +44,12 @@ def splice(model: M, students: Mapping[Span, nn.Module]) -> M:
         SpanError: spans overlap, a student attends and its span's masks are not understood, the model does
             not have the modules of a span, or a student that an earlier splice put in needs one of them.
     """
+    for span in students:
+        if not isinstance(span, Span):
+            raise SpanError(
+                f"splice: expected spans from find_spans as keys, got {span!r}. Take them from what that "
+                "returned: {found[start, stop]: student}."
+            )
     _require_disjoint(list(students))
     copied = copy_model(cast(M, bare(model)))
     students = _put_in_place(copied, students)
@@ -64,7 +70,10 @@ def splice(model: M, students: Mapping[Span, nn.Module]) -> M:
         counters.append(_capture(copied, span, relays[span], remaining, due[span]))
     remembering = _remember(copied, students, relays)
     if remembering or glued or len(counters) > len(spans) or any(counter.total > 1 for counter in counters):
-        copied.register_forward_pre_hook(ResetHook(counters, list(relays.values())).before, prepend=True)
+        reset = ResetHook(counters, list(relays.values()))
+        copied.register_forward_pre_hook(reset.before, prepend=True)
+        if remembering:
+            copied.register_forward_hook(reset.after)
     for module in copied.modules():
         if isinstance(module, nn.TransformerEncoder):
             padded = any(isinstance(m, Slot | OpenAttention) for m in module.modules())
@@ -218,14 +227,16 @@ def _remember(model: nn.Module, students: Mapping[Span, nn.Module], relays: Mapp
     """Hooks for students that read earlier positions, in a model that may be given new tokens only, with a
     key-value cache; returns whether there are any."""
     modules = list(model.modules())
-    slots = [module for module in modules if isinstance(module, Slot)]
     given = [m for m in modules if (m.takes_cache() if isinstance(m, Slot) else takes_cache(m))]
-    found = []
+    if not given:
+        return False
+    stored = [n for m in modules for n in (m.layers if isinstance(m, Slot) else layers_of(m))]
+    layers, found = max(stored, default=-1) + 1, []
     for span, relay in relays.items():
-        if given and span.causal and not span.alone and reads_back(students[span]) != 0:
-            paths = {id(_submodule(model, path)) for path in span.modules}
-            layers = (number for slot in slots if id(slot) in paths for number in slot.layers)
-            relay.memory = Memory(span.name, tuple(dict.fromkeys(layers)), bool(relay.masks))
+        tokens = span.start.layout == span.stop.layout == "tokens"
+        if tokens and reads_back(students[span]) != 0:
+            ahead = not span.causal and not takes_mask(students[span])
+            relay.memory = Memory(span.name, layers, ahead)
             found.append(relay)
     if found:
         for module in given:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spansearch.bare import bare
-from spansearch.errors import SpanError
+from spansearch.errors import SpanError, pass_on_stop
 from spansearch.flop_tally import countable
 from spansearch.spans.copying import copy_model
 from spansearch.spans.inputs import main_inputs
@@ -93,7 +93,11 @@ class Verifier:
             torch.cat([x[:1], y[1:]]) if isinstance(x, Tensor) and x.ndim and x is not y else x
             for x, y in zip(first, other, strict=True)
         ]
-        found = self._run(self.model, unflatten(mixed, structure))
+        try:
+            found = self._run(self.model, unflatten(mixed, structure))
+        except Exception as error:  # it does not take this mixture; replays will tell
+            pass_on_stop(error)
+            return False
         return _differ(_first_example(found), _first_example(self.output))
 
     def _check_examples(self, span: Span, taps: dict[str, Tap]) -> None:
@@ -101,8 +105,11 @@ class Verifier:
         assert start.value is not None and stop.value is not None
         alike = start.value[:1].expand_as(start.value).contiguous()
         force, watch = Tap(span.start, alike, start.origin), Tap(span.stop)
-        with tapped(self.model, [force, watch]):
-            self._run(self.model, self.given)
+        try:
+            with tapped(self.model, [force, watch]):
+                self._run(self.model, self.given)
+        except Exception as error:
+            raise SpanError(f"{span.name}: replaying it failed: {type(error).__name__}: {error}") from error
         if watch.value is None or _differ([watch.value[:1]], [stop.value[:1]]):
             raise SpanError(
                 f"{span.name}: what it makes of an example depends on the others in the batch (a mean over "

@@ -134,6 +134,7 @@ def markdown(results: dict[str, Any]) -> str:
     rows = [
         [
             teacher,
+            str(one["whole"]["seeds"]),
             str(one["splices"]),
             mean(one["whole"]),
             mean(one["student"]),
@@ -144,6 +145,7 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     heads = [
         "teacher",
+        "seeds",
         "splices",
         "whole model",
         "student alone",
@@ -156,7 +158,7 @@ def markdown(results: dict[str, Any]) -> str:
         "What is left of the test divergence of a single splice after training by the model's output: "
         "geometric means over spans and seeds, in brackets the least and the largest of the seeds' means. "
         "Both take the same number of flops, did the student alone run nothing in front of its splice; here "
-        "it did, which is why it took longer.",
+        "it did: the last column is the ratio of the processor seconds.",
         table(heads, rows),
     ]
     return "\n\n".join(parts) + "\n"

@@ -33,10 +33,17 @@ class Mean(nn.Module):
         return self.linear(x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None])
 
 
+def _attention(d_in, d_out):
+    student = AttentionStudent(d_in, d_out, 2, 8, 16, causal=True, depth=2)
+    for attend in student.attend:
+        nn.init.normal_(attend.distance)
+    return student
+
+
 STUDENTS = {
     "alone": nn.Linear,
     "window": lambda d_in, d_out: nn.Sequential(TokenWindows(2, 0), nn.Linear(3 * d_in, d_out)),
-    "attention": lambda d_in, d_out: AttentionStudent(d_in, d_out, 2, 8, 16, causal=True, depth=2),
+    "attention": _attention,
     "any": Mean,
 }
 
@@ -61,8 +68,8 @@ def _spliced(model, ids, kind, most=6):
     """Models with one student each, in spans drawn from those where it may stand."""
     found = ss.find_spans(model, input_ids=ids).spans
     legal = [span for span in found if span.start.layout == span.stop.layout == "tokens"]
-    if kind != "alone":
-        legal = [span for span in legal if span.causal and not span.alone]
+    if kind != "alone":  # in others, whose positions do not depend on earlier ones, it may look back as well
+        legal = [span for span in legal if span.causal]
     if kind == "attention":
         legal = [span for span in legal if span.mask_obstacle is None]
     assert legal
@@ -85,6 +92,11 @@ def _written(model, ids, **given):
     return said.sequences, torch.stack(said.logits)
 
 
+def _same(one, other, span):
+    assert torch.equal(one[0], other[0]), span.name
+    torch.testing.assert_close(one[1], other[1], rtol=1e-4, atol=1e-4, msg=span.name)
+
+
 @pytest.mark.parametrize("kind", STUDENTS)
 @pytest.mark.parametrize(
     "name", ["llama", "mistral", "qwen2", "gemma", "gemma2", "gpt2", "gpt_neo", "phi", "opt", "falcon"]
@@ -92,10 +104,7 @@ def _written(model, ids, **given):
 def test_a_cache_changes_nothing(name, kind):
     model, ids = _model(name)
     for span, small in _spliced(model, ids, kind):
-        tokens, logits = _written(small, ids, use_cache=False)
-        cached, cached_logits = _written(small, ids, use_cache=True)
-        assert torch.equal(tokens, cached), span.name
-        torch.testing.assert_close(cached_logits, logits, rtol=1e-4, atol=1e-4, msg=span.name)
+        _same(_written(small, ids, use_cache=False), _written(small, ids, use_cache=True), span)
 
 
 @pytest.mark.parametrize("kind", STUDENTS)
@@ -105,8 +114,7 @@ def test_beams_and_padding_on_the_left(kind):
     mask[1, :3] = 0
     for span, small in _spliced(model, ids, kind, most=4):
         given = {"attention_mask": mask, "num_beams": 3}
-        tokens, _ = _written(small, ids, use_cache=False, **given)
-        assert torch.equal(tokens, _written(small, ids, **given)[0]), span.name
+        _same(_written(small, ids, use_cache=False, **given), _written(small, ids, **given), span)
 
 
 @pytest.mark.parametrize("kind", STUDENTS)
@@ -115,7 +123,9 @@ def test_sliding_windows_shorter_than_the_text(kind):
         "qwen2", use_sliding_window=True, sliding_window=4, layer_types=["sliding_attention"] * 3
     )
     for span, small in _spliced(model, ids, kind, most=4):
-        assert torch.equal(_written(small, ids, use_cache=False)[0], _written(small, ids)[0]), span.name
+        _same(_written(small, ids, use_cache=False), _written(small, ids), span)
+        if kind == "attention":  # takes tokens back again
+            _written(small, ids[:1], prompt_lookup_num_tokens=3)
 
 
 @pytest.mark.parametrize("kind", STUDENTS)
@@ -130,6 +140,46 @@ def test_a_text_in_pieces_some_of_them_taken_back(kind):
             third = small(ids[:, 7:], past_key_values=second.past_key_values)
         got = torch.cat([first.logits, second.logits[:, :2], third.logits], 1)
         torch.testing.assert_close(got, whole, rtol=1e-4, atol=1e-4, msg=span.name)
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_a_cache_of_ones_own_and_none_after_it(kind):
+    from transformers.cache_utils import DynamicCache
+
+    model, ids = _model("llama")
+    for span, small in _spliced(model.model, ids, kind, most=12):
+        with torch.no_grad():
+            whole = small(ids, use_cache=False)[0]
+            cache = DynamicCache()
+            first = small(ids[:, :5], past_key_values=cache)[0]
+            second = small(ids[:, 5:], past_key_values=cache)[0]
+            torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=1e-4, atol=1e-4)
+            for _ in range(2):  # whatever was cached before, and still is
+                torch.testing.assert_close(small(ids)[0], whole, rtol=1e-4, atol=1e-4, msg=span.name)
+            kept = small(ids)
+            assert torch.equal(small(ids)[0], kept[0]), span.name
+
+
+def test_students_of_a_task_with_padding_on_the_left():
+    """Masked rows make every position depend on all: students that attend are not causal by themselves."""
+    model, ids = _model("llama")
+    model.set_attn_implementation("eager")
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    found = ss.find_spans(model, input_ids=ids, attention_mask=mask)
+    legal = [s for s in found.spans if not s.causal and s.start.layout == s.stop.layout == "tokens"]
+    attends = [s for s in legal if s.mask_obstacle is None][:4]
+    assert attends
+    for span in attends:
+        torch.manual_seed(1)
+        student = AttentionStudent(span.start.shape[1], span.stop.shape[1], 2, 8, 16, causal=False)
+        small = ss.splice(model, {span: student}).eval()
+        given = {"attention_mask": mask}
+        _same(_written(small, ids, use_cache=False, **given), _written(small, ids, **given), span)
+        ahead = nn.Sequential(TokenWindows(1, 1), nn.Linear(3 * span.start.shape[1], span.stop.shape[1]))
+        small = ss.splice(model, {span: ahead}).eval()
+        with pytest.raises(ss.SpanError, match="may read later positions"):
+            _written(small, ids, **given)
 
 
 def test_a_cache_that_another_model_filled_is_refused():
