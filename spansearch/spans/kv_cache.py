@@ -76,11 +76,12 @@ def keep_length(kept: Any, numbers: Iterable[int], x: Tensor) -> None:
 
 
 def reads_back(student: nn.Module) -> int | None:
-    """How many positions in front of its own a student of tokens reads; None where that is not known."""
+    """How many positions on either side of its own a student of tokens reads at most; None where that is not
+    known."""
     before = 0
     for module in student.modules():
         if hasattr(module, "before") and hasattr(module, "after"):  # linear_layers.TokenWindows
-            before += int(module.before)  # type: ignore[arg-type]
+            before += max(int(module.before), int(module.after))  # type: ignore[arg-type]
         elif type(module) not in _ALONE and not getattr(module, "position_wise", False):
             return None
     return before

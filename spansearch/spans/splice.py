@@ -232,8 +232,11 @@ def _remember(model: nn.Module, students: Mapping[Span, nn.Module], relays: Mapp
         return False
     stored = [n for m in modules for n in (m.layers if isinstance(m, Slot) else layers_of(m))]
     layers, found = max(stored, default=-1) + 1, []
+    encodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     for span, relay in relays.items():
         tokens = span.start.layout == span.stop.layout == "tokens"
+        if encodes and not span.causal:  # of the encoder, which is given all tokens at once
+            continue
         if tokens and reads_back(students[span]) != 0:
             ahead = not span.causal and not takes_mask(students[span])
             relay.memory = Memory(span.name, layers, ahead)

@@ -182,6 +182,22 @@ def test_students_of_a_task_with_padding_on_the_left():
             _written(small, ids, **given)
 
 
+def test_the_encoder_is_given_all_tokens_every_time():
+    model, _ = _model("bart")
+    ids, some = torch.arange(24).view(2, 12), torch.arange(5, 15).view(2, 5)
+    found = ss.find_spans(model, input_ids=ids, decoder_input_ids=some).spans
+    legal = [s for s in found if not s.causal and s.start.layout == s.stop.layout == "tokens"]
+    assert legal
+    for span in legal[::5]:
+        small = ss.splice(model, {span: Mean(span.start.shape[1], span.stop.shape[1])}).eval()
+        with torch.no_grad():
+            whole = small(input_ids=ids, decoder_input_ids=some, use_cache=False).logits
+            first = small(input_ids=ids, decoder_input_ids=some[:, :3], use_cache=True)
+            rest = small(input_ids=ids, decoder_input_ids=some[:, 3:], past_key_values=first.past_key_values)
+        got = torch.cat([first.logits, rest.logits], 1)
+        torch.testing.assert_close(got, whole, rtol=1e-4, atol=1e-4, msg=span.name)
+
+
 def test_a_cache_that_another_model_filled_is_refused():
     model, ids = _model("llama")
     with torch.no_grad():
