@@ -20,6 +20,8 @@ from spansearch.errors import SpanError
 PARAMETERS = frozenset({"past_key_values", "past_key_value", "layer_past", "cache_params"})
 """What modules call the cache that they are given."""
 
+UNKNOWN = -1
+
 NUMBERS = ("layer_idx", "layer_id")
 """What modules call the number under which they store keys and values."""
 
@@ -63,6 +65,14 @@ def layers_of(module: nn.Module) -> tuple[int, ...]:
     return tuple(dict.fromkeys(number for number in found if type(number) is int))
 
 
+def length_of(kept: Any) -> int:
+    """How many tokens a cache holds; UNKNOWN where it keeps states of fixed size only."""
+    try:
+        return int(kept.get_seq_length())
+    except ValueError:
+        return UNKNOWN
+
+
 def keep_length(kept: Any, numbers: Iterable[int], x: Tensor) -> None:
     """Note in a cache, under the numbers of layers that are replaced, that tokens x (N, T, C) came by."""
     layers = getattr(kept, "layers", ())
@@ -100,53 +110,60 @@ class Memory:
     Args:
         name: of its span: its place in the cache.
         layers: how many layers the model numbers in its caches.
-        ahead: the student may read later positions as well, so that it cannot go on where it was.
+        why_not: why the student cannot go on where it was: then it runs only where nothing went before.
     """
 
-    def __init__(self, name: str, layers: int, ahead: bool) -> None:
-        self.name, self.layers, self.ahead = name, layers, ahead
+    def __init__(self, name: str, layers: int, why_not: str | None = None) -> None:
+        self.name, self.layers, self.why_not = name, layers, why_not
 
-    def run(self, student: nn.Module, x: Tensor, mask: tuple[Tensor | None, ...], kept: Any) -> Tensor:
+    def run(
+        self, student: nn.Module, x: Tensor, mask: tuple[Tensor | None, ...], kept: Any, before: int
+    ) -> Tensor:
         """The student's output for new positions x (N, T, C), which are remembered.
 
         Args:
             mask: () or (mask,), what it is called with besides.
             kept: the cache.
+            before: how many tokens it held when the pass began.
         """
         step: Any = getattr(student, "step", None)
-        layer, length = self._layer(kept, x.shape[1]), x.shape[1]
+        why_not = self.why_not
+        if mask and step is None:
+            why_not = "it has no method step(x, mask, past) -> (y, new)"
+        if before and why_not is not None:
+            raise SpanError(
+                f"{self.name}: its student ({type(student).__name__}) cannot go on behind the {before} "
+                f"tokens in a key-value cache: {why_not}. Call the model with use_cache=False."
+            )
+        if why_not is not None:
+            return student(x, *mask)
+        layer, length = self._layer(kept, before), x.shape[1]
         past = _everything(layer)
         if step is not None:
             y, new = step(x, *mask, past=past)
             self._add(layer, new)
             return y
-        if past is not None and (mask or self.ahead):
-            lacks = "has no method step(x, mask, past) -> (y, new)" if mask else "may read later positions"
-            raise SpanError(
-                f"{self.name}: its student ({type(student).__name__}) {lacks}, so it cannot go on behind the "
-                "tokens in a key-value cache. Call the model with use_cache=False."
-            )
         self._add(layer, x)
-        before = reads_back(student)
+        back = reads_back(student)
         read = _everything(layer)
         assert read is not None
-        y = student(read if before is None else read[:, -(before + length) :], *mask)
+        y = student(read if back is None else read[:, -(back + length) :], *mask)
         return y[:, -length:]
 
-    def remember(self, kept: Any, new: Tensor) -> None:
-        """Keep what a student read in a pass whose cache was not known yet; before that pass it was empty."""
-        layer = self._layer(kept, new.shape[1])
-        if _everything(layer) is not None:
+    def remember(self, kept: Any, new: Tensor, before: int) -> None:
+        """Keep what a student read in a pass whose cache was not known yet; it must have been empty."""
+        if before:
             raise SpanError(
-                f"{self.name}: the cache already holds {layer.get_seq_length()} tokens, and no module was "
-                "given it before the student ran. Pass it to the model as past_key_values."
+                f"{self.name}: the cache already holds {before} tokens, and no module was given it before "
+                "the student ran. Pass it to the model as past_key_values."
             )
-        self._add(layer, new)
+        if self.why_not is None:
+            self._add(self._layer(kept, before), new)
 
     def _add(self, layer: Any, new: Tensor) -> None:
         layer.update(new[:, None], new.new_zeros(len(new), 1, new.shape[1], 0))
 
-    def _layer(self, kept: Any, new: int) -> Any:
+    def _layer(self, kept: Any, before: int) -> Any:
         if not hasattr(kept, "layers"):
             raise SpanError(
                 f"{self.name}: expected a cache of transformers 5, got {type(kept).__name__}, in which a "
@@ -157,14 +174,9 @@ class Memory:
             found = self._made(kept)
             found.span = self.name
             kept.layers.append(found)
-        try:
-            length = kept.get_seq_length()
-        except ValueError:  # it keeps states of fixed size only
-            return found
-        # the first layer may have seen the new tokens already
-        if found.get_seq_length() not in (length, length - new):
+        if found.get_seq_length() != before and before != UNKNOWN:
             raise SpanError(
-                f"{self.name}: the cache holds {length} tokens, and {found.get_seq_length()} for this "
+                f"{self.name}: the cache holds {before} tokens, and {found.get_seq_length()} for this "
                 "student. Another model filled it; begin with an empty one."
             )
         return found

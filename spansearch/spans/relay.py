@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spansearch.errors import SpanError
-from spansearch.spans.kv_cache import PARAMETERS, Memory, cache_in
+from spansearch.spans.kv_cache import PARAMETERS, Memory, cache_in, length_of
 from spansearch.spans.masks import Mask, combined, takes_mask
 from spansearch.spans.structure import flatten, unflatten
 
@@ -55,11 +55,13 @@ class Relay:
 
     def give_cache(self, kept: Any | None) -> None:
         """The key-value cache that the modules from here on are given in this pass, None without any."""
+        if kept is not None and getattr(self._here, "cache", None) is None:
+            self._here.before = length_of(kept)  # no layer has seen the new tokens yet
         self._here.cache = None if kept is None else ref(kept)
         unsaved = getattr(self._here, "unsaved", None)
         if kept is not None and unsaved is not None and self.memory is not None:
             self._here.unsaved = None
-            self.memory.remember(kept, unsaved)
+            self.memory.remember(kept, unsaved, self._here.before)
 
     def _remembering(
         self, memory: Memory, student: nn.Module, x: Tensor, mask: tuple[Tensor | None, ...]
@@ -67,7 +69,7 @@ class Relay:
         known = getattr(self._here, "cache", None)
         kept = None if known is None else known()
         if kept is not None:
-            return memory.run(student, x, mask, kept)
+            return memory.run(student, x, mask, kept, self._here.before)
         step: Any = getattr(student, "step", None)
         y, self._here.unsaved = (student(x, *mask), x) if step is None else step(x, *mask)
         return y
@@ -104,8 +106,13 @@ class Relay:
 
     def forget(self) -> None:
         """Drop what a forward pass left."""
-        self._here.value = self._here.unsaved = self._here.cache = None
+        self._here.value = None
         self._here.masks = {}
+        self.forget_cache()
+
+    def forget_cache(self) -> None:
+        """What was kept is that of an earlier pass."""
+        self._here.unsaved = self._here.cache = None
 
     def _fits(self, x: Tensor, y: Tensor) -> bool:
         if y.ndim != len(self.stop_shape):
@@ -193,13 +200,21 @@ class MaskHook:
 
 
 class CacheHook:
-    """Tells students which key-value cache a module is given."""
+    """Tells students which key-value cache a module is given.
 
-    def __init__(self, relays: Sequence[Relay]) -> None:
-        self.relays = relays
+    Args:
+        begins: all of them run inside the module, which may be called by itself: what was seen before is
+            of an earlier pass.
+    """
+
+    def __init__(self, relays: Sequence[Relay], begins: bool) -> None:
+        self.relays, self.begins = relays, begins
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """As a forward pre-hook with keyword arguments."""
+        if self.begins:
+            for relay in self.relays:
+                relay.forget_cache()
         found = cache_in((*kwargs.values(), *args))
         if found is not None or any(kwargs.get(name, self) is None for name in PARAMETERS):
             for relay in self.relays:

@@ -230,7 +230,7 @@ def _remember(model: nn.Module, students: Mapping[Span, nn.Module], relays: Mapp
     given = [m for m in modules if (m.takes_cache() if isinstance(m, Slot) else takes_cache(m))]
     if not given:
         return False
-    stored = [n for m in modules for n in (m.layers if isinstance(m, Slot) else layers_of(m))]
+    stored = _numbers(model)
     layers, found = max(stored, default=-1) + 1, []
     encodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     for span, relay in relays.items():
@@ -238,13 +238,29 @@ def _remember(model: nn.Module, students: Mapping[Span, nn.Module], relays: Mapp
         if encodes and not span.causal:  # of the encoder, which is given all tokens at once
             continue
         if tokens and reads_back(students[span]) != 0:
-            ahead = not span.causal and not takes_mask(students[span])
-            relay.memory = Memory(span.name, layers, ahead)
+            why_not = None
+            if encodes and span.alone:  # on either side: what is read may be the encoder's tokens
+                why_not = "it may read other positions where the span reads each alone"
+            elif not span.causal and not takes_mask(students[span]):
+                why_not = "it may read later positions"
+            relay.memory = Memory(span.name, layers, why_not)
             found.append(relay)
     if found:
+        inside = [path for span, relay in relays.items() if relay in found for path in span.modules]
+        names = {id(module): name for name, module in model.named_modules()}
         for module in given:
-            module.register_forward_pre_hook(CacheHook(found).before, with_kwargs=True, prepend=True)
+            name = names[id(module)]
+            whole = all(path.startswith(f"{name}.") for path in inside) and _numbers(module) == stored
+            begins = not name or whole  # code may call what is inside a model by itself
+            hook = CacheHook(found, begins)
+            module.register_forward_pre_hook(hook.before, with_kwargs=True, prepend=True)
     return bool(found)
+
+
+def _numbers(module: nn.Module) -> set[int]:
+    """Under which its layers, replaced ones included, store keys and values."""
+    slots = [m for m in module.modules() if isinstance(m, Slot)]
+    return {*layers_of(module), *(number for slot in slots for number in slot.layers)}
 
 
 def _capture(model: nn.Module, span: Span, relay: Relay, remaining: _Remaining, due: int = -1) -> CallCounter:

@@ -160,6 +160,22 @@ def test_a_cache_of_ones_own_and_none_after_it(kind):
             assert torch.equal(small(ids)[0], kept[0]), span.name
 
 
+def test_the_inner_model_called_by_itself():
+    model, ids = _model("llama")
+    for kind in ("window", "attention", "any"):
+        for span, small in _spliced(model, ids, kind, most=5):
+            if span.stop.name.startswith("lm_head"):
+                continue
+            inner = small.model
+            with torch.no_grad():
+                whole = inner(ids, use_cache=False)[0]
+                first = inner(ids[:, :5], use_cache=True)
+                second = inner(ids[:, 5:9], past_key_values=first.past_key_values)
+                third = inner(ids[:, 9:], past_key_values=second.past_key_values)
+            got = torch.cat([first[0], second[0], third[0]], 1)
+            torch.testing.assert_close(got, whole, rtol=1e-4, atol=1e-4, msg=span.name)
+
+
 def test_students_of_a_task_with_padding_on_the_left():
     """Masked rows make every position depend on all: students that attend are not causal by themselves."""
     model, ids = _model("llama")
