@@ -130,7 +130,7 @@ class Memory:
         why_not = self.why_not
         if mask and step is None:
             why_not = "it has no method step(x, mask, past) -> (y, new)"
-        if before and why_not is not None:
+        if before > 0 and why_not is not None:
             raise SpanError(
                 f"{self.name}: its student ({type(student).__name__}) cannot go on behind the {before} "
                 f"tokens in a key-value cache: {why_not}. Call the model with use_cache=False."
@@ -152,13 +152,14 @@ class Memory:
 
     def remember(self, kept: Any, new: Tensor, before: int) -> None:
         """Keep what a student read in a pass whose cache was not known yet; it must have been empty."""
-        if before:
+        layer = self._layer(kept, before) if self.why_not is None else None
+        if before > 0 or (layer is not None and _everything(layer) is not None):
             raise SpanError(
-                f"{self.name}: the cache already holds {before} tokens, and no module was given it before "
+                f"{self.name}: the cache already holds tokens, and no module was given it before "
                 "the student ran. Pass it to the model as past_key_values."
             )
-        if self.why_not is None:
-            self._add(self._layer(kept, before), new)
+        if layer is not None:
+            self._add(layer, new)
 
     def _add(self, layer: Any, new: Tensor) -> None:
         layer.update(new[:, None], new.new_zeros(len(new), 1, new.shape[1], 0))
