@@ -55,6 +55,25 @@ def test_terabytes_of_weights_and_a_mask(tmp_path):
     assert (counted.calibration, counted.validation) == (2, 2)
 
 
+class Attending(Masked):
+    """It reads values of its mask, which has none on the meta device."""
+
+    def forward(self, ids, attention_mask=None):
+        if attention_mask is not None and bool(attention_mask.all()):
+            attention_mask = None
+        return super().forward(ids, attention_mask)
+
+
+@pytest.mark.parametrize("forward", [None, lambda model, batch: model(**batch)])
+def test_masks_whose_values_are_read_are_left_out(forward, tmp_path):
+    batch = {"ids": torch.arange(8).view(2, 4), "attention_mask": torch.ones(2, 4, dtype=torch.int64)}
+    give = lambda: [batch]  # noqa: E731
+    fields = {"calibration": give, "validation": give, "test": give, "score": len, "forward": forward}
+    plain = estimate(ss.Task("plain", teacher=Masked, **fields), tmp_path, ss.Search())
+    reads = estimate(ss.Task("reads", teacher=Attending, **fields), tmp_path, ss.Search())
+    assert [span.name for span in reads.spans.spans] == [span.name for span in plain.spans.spans]
+
+
 def test_a_teacher_that_needs_values_is_told_what_to_do(tmp_path):
     def teacher():
         return nn.Linear(8, int(torch.ones(()).item()))

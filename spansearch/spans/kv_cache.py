@@ -88,13 +88,14 @@ def keep_length(kept: Any, numbers: Iterable[int], x: Tensor) -> None:
 def reads_back(student: nn.Module) -> int | None:
     """How many positions on either side of its own a student of tokens reads at most; None where that is not
     known."""
-    before = 0
+    farthest = 0
     for module in student.modules():
-        if hasattr(module, "before") and hasattr(module, "after"):  # linear_layers.TokenWindows
-            before += max(int(module.before), int(module.after))  # type: ignore[arg-type]
+        before, after = (getattr(module, side, None) for side in ("before", "after"))
+        if isinstance(before, int) and isinstance(after, int):  # linear_layers.TokenWindows
+            farthest += max(before, after)
         elif type(module) not in _ALONE and not getattr(module, "position_wise", False):
             return None
-    return before
+    return farthest
 
 
 _ALONE = {
