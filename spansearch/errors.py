@@ -34,6 +34,10 @@ class SaveError(StudyError):
     """What was to be kept could not be written, or its storage not be used."""
 
 
+class DiskFullError(SaveError):
+    """There is no room for what was to be kept; what was kept before is intact."""
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """An error, and every one that led to it."""
     seen: set[int] = set()

@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
-import torch
 from optuna.study import Study as OptunaStudy
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial
 
-from spansearch.errors import StudyError
+from spansearch.assignments import Assignments, Params
+from spansearch.errors import DiskFullError, StudyError, causes
+from spansearch.events import Events
 from spansearch.fitter import Rates
 from spansearch.outcome import Outcome, failed
 from spansearch.planner import Planner, recipe
 from spansearch.polisher import Polisher, is_turn
+from spansearch.preparation import IDLE, prepare, require_teacher
 from spansearch.proposal import Proposals
 from spansearch.recipe import Splice, described
-from spansearch.search import POLISH, SAMPLERS, Constraints, SeededSampler, Space, predicted_front
-from spansearch.store import StudentFiles, require_same_teacher
+from spansearch.search import POLISH, SAMPLERS, Constraints, SeededSampler, Space
+from spansearch.store import Crew, StudentFiles, StudyLock, database_errors
 from spansearch.students import family
-from spansearch.sufficiency import calibration_examples, sufficiency
-from spansearch.trials import FINISHED, duplicate, remember, settled, streak, suggest, tell
+from spansearch.trials import FINISHED, duplicate, remember, settled, streak
 from spansearch.workbench import Workbench
 
 log = logging.getLogger("spansearch")
 
 SAME_FAILURES = 10
-MANY = 1 / 3  # of the spans tried first: with so many limited by data, more of it is worth a word
+POLL = 0.25
+"""Seconds between looks at what others have in their hands."""
+FULL = 5.0
+"""Seconds between attempts to write where a disk is full."""
 OnTrial = Callable[[int, Splice | None, Outcome], None]
+Ended = Literal["done", "timeout", "interrupted"]
+T = TypeVar("T")
 
 
 class FailedStudyError(StudyError):
@@ -38,89 +43,175 @@ class FailedStudyError(StudyError):
 
 
 class Loop:
-    """What is needed to go on with a study, made when that is certain: screening, seeds, what is known.
+    """One worker's part in a study, made when it is certain that there is something to do.
 
     Args:
         study: its storage, the only memory.
+        url: of the storage; None for that of the directory.
         bench: teacher, data, spans.
         space: the search space, with the search's settings.
         files: where students are kept.
-        started: time.perf_counter() when the run began.
+        crew: the study's workers; this process has to join them before it runs any trial.
+        events: the run's log; nothing is written down where there is none.
 
     Raises:
         StudyError: teacher or data are not those the study was created with. SpanError: no legal span.
     """
 
     def __init__(
-        self, study: OptunaStudy, bench: Workbench, space: Space, files: StudentFiles, started: float
+        self,
+        study: OptunaStudy,
+        url: str | None,
+        bench: Workbench,
+        space: Space,
+        files: StudentFiles,
+        crew: Crew | None = None,
+        events: Events | None = None,
     ) -> None:
-        self.study, self.bench, self.space, self.files = study, bench, space, files
+        self.study, self.url, self.bench, self.space, self.files = study, url, bench, space, files
+        self.crew = crew or Crew(study, StudyLock(study, url, bench.directory), bench.directory)
+        self.events = events or Events(None, self.crew.worker)
+        files.patiently = self._patiently
         self.name = bench.task.name
-        self.started = started
-        self.spent: dict[str, float] = dict(study.user_attrs.get("seconds", {}))
-        self.before = float(self.spent.get("total", 0.0))
-        self._prepare()
-        self._rates = len(self.rates.known)
-        self._spend("preparing", time.perf_counter() - started)
+        started = time.perf_counter()
+        self._spent: dict[str, float] = {}
+        self._make_ready(started)
+        self.preparing = time.perf_counter() - started
+        self._spend("preparing", self.preparing)
 
-    def run(self, trials: int, timeout: float | None, on_trial: OnTrial | None) -> Literal["done", "timeout"]:
+    def _make_ready(self, started: float) -> None:
+        study, bench, space = self.study, self.bench, self.space
+        settings = space.settings
+        preparing = StudyLock(study, self.url, bench.directory, "prepare", IDLE)
+        require_teacher(study, preparing, bench, space)
+        bench.recording  # noqa: B018  # now, not in the middle of the first fit
+        self.memory = remember(study, bench.found)
+        for span_name in self.memory.refused:
+            space.refuse(span_name)
+        self.constraints = Constraints.of(settings.fingerprint(), study.user_attrs["teacher"])
+        self.planner = Planner(bench, space, self.memory, self.constraints)
+        prepare(study, preparing, self.planner)
+        seeds = study.user_attrs["seeds"]
+        # closed forms open a study: what they teach chooses among all that comes behind them
+        self._opening = sum(not family(seed["family"]).gradient for seed in seeds)
+        study.sampler = SeededSampler(
+            space.distributions,
+            seeds,
+            settings.seed,
+            SAMPLERS[settings.sampler],
+            worth=self._worth,
+            propose=self._proposed,
+            given={POLISH: 0} if POLISH in space.distributions else {},
+            opening=self._opening,
+        )
+        self.rates = Rates(study.user_attrs.get("rates", {}))
+        self.proposals = Proposals(bench, space, settings, self.files, self.memory, self.rates)
+        self.polisher = Polisher(bench, settings, self.files, self.memory, self.rates, self.constraints)
+        self.assignments = Assignments(
+            study,
+            self.crew,
+            space,
+            self.memory,
+            self.constraints,
+            self.planner.keep_off,
+            self._take_spent,
+            started,
+        )
+
+    def run(self, trials: int, timeout: float | None, on_trial: OnTrial | None) -> Ended:
         """Run trials until the study has ``trials`` finished ones, or its seconds reach ``timeout``.
 
         Raises:
             FailedStudyError: ten trials in a row failed alike.
         """
         done = len(self.study.get_trials(deepcopy=False, states=FINISHED))
-        preparing = time.perf_counter() - self.started
-        log.info("%s: %d of %d trials done, prepared in %.1f s", self.name, done, trials, preparing)
-        orphans = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        log.info("%s: %d of %d trials done, prepared in %.1f s", self.name, done, trials, self.preparing)
         failures: list[str] = []
-        while done < trials:
-            if timeout is not None and self._total() >= timeout:
+        waits = False
+        while True:
+            if timeout is not None and self.assignments.seconds() >= timeout:
                 log.info("%s: the timeout of %.0f s is reached", self.name, timeout)
                 return "timeout"
-            # a trial left running by a process that died keeps its number and its parameters
-            trial = Trial(self.study, orphans.pop(0)._trial_id) if orphans else self.study.ask()
-            splice, outcome = self._one(trial)
-            self._store(trial, splice, outcome)
-            done += 1
-            if on_trial is not None:
-                on_trial(trial.number, splice, outcome)
-            if outcome.state == "failed":
-                # without a splice its family could not be asked for one
-                what = trial.params["family"] if splice is None else described(splice)
-                log.warning("trial %d failed: %s: %s", trial.number, what, outcome.details["reason"])
-            failures = streak(failures, outcome)
+            given = self._patiently(lambda: self.assignments.next(trials))
+            if given == "done":
+                return "done"
+            if given == "stop":
+                log.info("%s: asked to stop", self.name)
+                return "interrupted"
+            if given == "wait":
+                if not waits:
+                    log.info("%s: other workers have the last trials in their hands", self.name)
+                waits = True
+                time.sleep(POLL)
+                continue
+            waits = False
+            failures = streak(failures, self._carry_out(*given, on_trial))
             if len(failures) >= SAME_FAILURES:
                 raise FailedStudyError(
                     f"{SAME_FAILURES} fits in a row failed alike, the study stops: {failures[-1]} What was "
                     "finished is kept; after the cause is removed the same command continues."
                 )
-        return "done"
 
-    def _store(self, trial: Trial, splice: Splice | None, outcome: Outcome) -> None:
-        """Write down what became of a trial; the rates it found first, for a resume must fit as it did."""
+    def _carry_out(self, trial: Trial, params: Params, on_trial: OnTrial | None) -> Outcome:
+        """One trial from its parameters to what is kept of it."""
+        self.events.say("took", trial=trial.number, params=params)
+        splice, outcome = self._one(trial.number, params)
+        seconds = outcome.details.get("seconds", {})
         for key in ("fitting", "evaluating"):
-            self._spend(key, outcome.details.get("seconds", {}).get(key, 0.0))
-        if len(self.rates.known) > self._rates:
-            self._rates = len(self.rates.known)
-            self.study.set_user_attr("rates", self.rates.known)
-        tell(self.study, trial, splice, outcome, self.constraints, self.space.settings.cost)
-        self.memory.learn(trial.number, splice, outcome)
-        if splice is not None and outcome.details.get("refused_by_replay"):
-            self.space.refuse(splice.span_name)  # only now: a resumed study knows of finished trials alone
-        self._total()
-        self.study.set_user_attr("seconds", self.spent)
+            self._spend(key, seconds.get(key, 0.0))
+        known = self.rates.known
+        if not self._patiently(lambda: self.assignments.tell(trial, splice, outcome, known)):
+            return Outcome("pruned")  # nothing of it counts
+        measures = outcome.measures
+        self.events.say(
+            "trial",
+            trial=trial.number,
+            state=outcome.state,
+            recipe=[str(one) for one in outcome.recipe],
+            measures=None if measures is None else measures.to_json(),
+            seconds=seconds.get("total"),
+            reason=outcome.details.get("reason"),
+        )
+        if outcome.state == "failed":
+            # without a splice its family could not be asked for one
+            what = params["family"] if splice is None else described(splice)
+            log.warning("trial %d failed: %s: %s", trial.number, what, outcome.details["reason"])
+        if on_trial is not None:
+            on_trial(trial.number, splice, outcome)
+        return outcome
+
+    def _patiently(self, write: Callable[[], T]) -> T:
+        """What is written to the storage; where its disk is full, as soon as there is room again."""
+        told = False
+        while True:
+            try:
+                with database_errors(self.url, self.bench.directory):
+                    written = write()
+            except DiskFullError as error:
+                if any(isinstance(one, KeyboardInterrupt) for one in causes(error)):
+                    raise  # the user wants to stop, not to wait
+                self._wait_for_room(error, told)
+                told = True
+                continue
+            if told:
+                log.info("there is room again: the study goes on")
+                self.events.say("resumed")
+            return written
+
+    def _wait_for_room(self, error: DiskFullError, told: bool) -> None:
+        if not told:
+            log.warning("paused: %s The study goes on by itself then; Ctrl-C stops it.", error)
+            self.events.say("paused", reason=str(error))
+        time.sleep(FULL)
 
     def _spend(self, key: str, seconds: float) -> None:
-        self.spent[key] = self.spent.get(key, 0.0) + seconds
+        self._spent[key] = self._spent.get(key, 0.0) + seconds
 
-    def _total(self) -> float:
-        """Seconds of work in all runs of the study."""
-        self.spent["total"] = self.before + time.perf_counter() - self.started
-        return self.spent["total"]
+    def _take_spent(self) -> dict[str, float]:
+        spent, self._spent = self._spent, {}
+        return spent
 
-    def _one(self, trial: Trial) -> tuple[Splice | None, Outcome]:
-        params = suggest(trial, self.space)
+    def _one(self, number: int, params: Params) -> tuple[Splice | None, Outcome]:
         splice = None
         try:
             splice = self.space.decode(params)
@@ -129,9 +220,9 @@ class Loop:
         except Exception as error:  # a user's family
             return splice, failed(error)
         if polish:
-            outcome = self.polisher.carry_out(self.polisher.choose())
+            outcome = self.polisher.carry_out(self._worth_a_polish())
             return outcome.made(splice), outcome
-        number, known = self.memory.seen.get(recipe(splice, plan), (trial.number, None))
+        number, known = self.memory.seen.get(recipe(splice, plan), (number, None))
         if known is not None and settled(known):
             outcome = duplicate(number, known)
         else:
@@ -151,11 +242,22 @@ class Loop:
         it, and the turn falls to the sampler."""
         if not self.space.settings.polish or not is_turn(number - self._opening):
             return None
-        chosen = self.polisher.choose()
-        if chosen is None:
-            return None
-        finished = self.study.get_trials(deepcopy=False, states=FINISHED)
-        return {**next(trial.params for trial in finished if trial.number == chosen), POLISH: 1}
+        chosen = self._worth_a_polish()
+        return None if chosen is None else {**self._params(chosen), POLISH: 1}
+
+    def _worth_a_polish(self) -> int | None:
+        """The trial whose model is to be polished next, by this worker."""
+        others = self.memory.polishing
+        taken = (
+            [trial.number for trial in self._finished() if _asked(trial.params) in others] if others else ()
+        )
+        return self.polisher.choose(taken)
+
+    def _params(self, number: int) -> Params:
+        return _asked(next(trial.params for trial in self._finished() if trial.number == number))
+
+    def _finished(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=FINISHED)
 
     def _predicted_best(self, number: int) -> dict[str, Any] | None:
         """Every second trial after the opening is the composition predicted to be best at a budget, these in
@@ -165,97 +267,7 @@ class Loop:
             return None
         return self.planner.best(turn)
 
-    def _tell_of_data(self, seeds: Sequence[Mapping[str, Any]]) -> None:
-        """Warn where more calibration examples would help many of the spans that are tried first."""
-        points = self.space.points
-        ends = {(points[params["left"]].name, points[params["right"]].name) for params in seeds}
-        spans = [span for span in self.space.spans if (span.start.name, span.stop.name) in ends]
-        screening, recording = self.bench.screening, self.bench.recording
-        found = list(sufficiency(screening, spans).values())
-        limited = sum(one.limited for one in found)
-        if not limited or limited < MANY * len(found):
-            return
-        counts = (recording.count("fit"), recording.count("held_out"))
-        log.warning(
-            "%s: %d of the %d spans tried first are limited by data. %d or more calibration examples would "
-            "help; there are %d. `spansearch screen` says more.",
-            self.name,
-            limited,
-            len(found),
-            calibration_examples(found, *counts),
-            sum(counts),
-        )
 
-    def _prepare(self) -> None:
-        study, teacher = self.study, self.bench.validation
-        described = teacher.describe_teacher()
-        if "teacher" not in study.user_attrs:
-            study.set_user_attr("teacher", described)
-        require_same_teacher(study.user_attrs["teacher"], described)
-        if self.space.settings.timed and "latency_s" not in study.user_attrs["teacher"]:
-            latency = self.bench.latency(self.bench.teacher)
-            study.set_user_attr("teacher", {**described, "latency_s": latency.seconds})
-        for name, reason in self.space.unfit.items():
-            log.info("%s: the family %s fits no span and is left out: %s", self.name, name, reason)
-        self.bench.require_legal_span(self.space.spans)
-        if self.space.settings.polish:
-            self.bench.require_usable_loss()
-        self.bench.recording  # noqa: B018  # now, not in the middle of the first fit
-        self.memory = remember(study, self.bench.found)
-        for span_name in self.memory.refused:
-            self.space.refuse(span_name)
-        self.constraints = Constraints.of(self.space.settings.fingerprint(), study.user_attrs["teacher"])
-        self.planner = Planner(self.bench, self.space, self.memory, self.constraints)
-        if "seeds" not in study.user_attrs:
-            seeds = self._seeds()
-            study.set_user_attr("linear_errors", self._linear_errors())
-            study.set_user_attr("seeds", seeds)
-            self._tell_of_data(seeds)
-        # closed forms open a study: what they teach chooses among all that comes behind them
-        self._opening = sum(not family(seed["family"]).gradient for seed in study.user_attrs["seeds"])
-        self.memory.prospects.errors = study.user_attrs.get("linear_errors", {})
-        if self.space.settings.compose:
-            self._measure_what_is_missed()
-        study.sampler = SeededSampler(
-            self.space.distributions,
-            study.user_attrs["seeds"],
-            self.space.settings.seed,
-            SAMPLERS[self.space.settings.sampler],
-            worth=self._worth,
-            propose=self._proposed,
-            given={POLISH: 0} if POLISH in self.space.distributions else {},
-            opening=self._opening,
-        )
-        self.rates = Rates(study.user_attrs.get("rates", {}))
-        settings = self.space.settings
-        self.proposals = Proposals(self.bench, self.space, settings, self.files, self.memory, self.rates)
-        self.polisher = Polisher(self.bench, settings, self.files, self.memory, self.rates, self.constraints)
-
-    def _seeds(self) -> list[dict[str, Any]]:
-        """What is tried first. Closed forms may break constraints: they teach what compositions are made of;
-        what is fitted by gradient takes too long for that."""
-        self.bench.screening.all(track=self.bench.track)
-        flops = self.bench.validation.teacher_cost.flops
-        seeds = predicted_front(self.space, self.bench.screening, flops, self.bench.refusal)
-        return [one for one in seeds if not family(one["family"]).gradient or self.planner.is_worthwhile(one)]
-
-    def _linear_errors(self) -> dict[str, float]:
-        """Held-out error of every span's best linear map; kept with the study, as a resumed one does without
-        screening."""
-        errors = {}
-        for span in self.space.spans:
-            with suppress(ValueError):  # no linear map joins the two
-                errors[span.name] = float(f"{self.bench.screening.path(span).held_out_error:.4g}")
-        return errors
-
-    def _measure_what_is_missed(self) -> None:
-        """What compositions are chosen by; kept with the study, as it costs some passes for every layer."""
-        known = self.study.user_attrs.get("missed", {})
-        evidence = self.bench.evidence
-        evidence.missed.update(
-            {path: torch.tensor(curve, dtype=torch.float64) for path, curve in known.items()}
-        )
-        self.planner.composer  # noqa: B018  # now, not in the middle of a trial
-        if len(evidence.missed) > len(known):
-            found = {path: curve.tolist() for path, curve in evidence.missed.items()}
-            self.study.set_user_attr("missed", found)
+def _asked(params: Mapping[str, Any]) -> Params:
+    """The parameters of a trial without whether it polishes."""
+    return {name: value for name, value in params.items() if name != POLISH}

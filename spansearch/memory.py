@@ -7,6 +7,7 @@ both know the same.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from spansearch.front import non_dominated
 from spansearch.outcome import Outcome
@@ -38,6 +39,9 @@ class Memory:
         failed: the recipes of those.
         polished: number of a trial whose model was polished -> what became of it.
         refused: names of the spans that did not survive their replay.
+        numbers: of the finished trials.
+        in_hand: what other workers have in their hands.
+        polishing: parameters of the trials in which others polish.
     """
 
     def __init__(self, found: Spans) -> None:
@@ -55,6 +59,9 @@ class Memory:
         self.failed: set[Recipe] = set()
         self.polished: dict[int, Outcome] = {}
         self.refused: list[str] = []
+        self.numbers: set[int] = set()
+        self.in_hand: set[Recipe] = set()
+        self.polishing: list[dict[str, Any]] = []
 
     @property
     def front(self) -> list[tuple[int, float]]:
@@ -71,6 +78,7 @@ class Memory:
         Args:
             splice: that was asked for; None where its family could not say.
         """
+        self.numbers.add(number)
         details = outcome.details
         if "polish" in details:  # teaches nothing of what closed forms come to: neither sums nor ratios
             self.polished[details["polish"]["of"]] = outcome

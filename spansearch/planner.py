@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from spansearch.recipe import Recipe, Splice
 from spansearch.search import Constraints, Space, expected_gain
 from spansearch.search.composing import Composer
 from spansearch.search.library import Item, Plan
-from spansearch.search.space import STEP
+from spansearch.search.space import POLISH, STEP
 from spansearch.spans import Span, splice
 from spansearch.students import family, student_cost
 from spansearch.students.allocation import missed
@@ -106,8 +106,29 @@ class Planner:
         """What a proposal stands for; None where that is not worthwhile."""
         one = self.space.decode(params)
         plan = self.plan(one, self.budget(params))
-        new = recipe(one, plan) not in self.memory.seen
-        return (one, plan) if new and self._allows(one, plan) else None
+        return (one, plan) if self._is_new(recipe(one, plan)) and self._allows(one, plan) else None
+
+    def _is_new(self, which: Recipe) -> bool:
+        """Was a model not tried before, and is no other worker about to?"""
+        return which not in self.memory.seen and which not in self.memory.in_hand
+
+    def keep_off(self, others: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing is proposed that others have in their hands.
+
+        Args:
+            others: parameters of their trials.
+        """
+        in_hand, polishing = set(), []
+        for params in others:
+            if params.get(POLISH):
+                polishing.append({name: value for name, value in params.items() if name != POLISH})
+                continue
+            try:
+                one = self.space.decode(params)
+                in_hand.add(recipe(one, self.plan(one, self.budget(params))))
+            except Exception as error:  # a user's family; or not all parameters are written down yet
+                pass_on_stop(error)
+        self.memory.in_hand, self.memory.polishing = in_hand, polishing
 
     def _worth(self, one: Splice, plan: Plan | None) -> float:
         memory, whole = self.memory, self.bench.found.flops
@@ -147,7 +168,7 @@ class Planner:
         best = self._thinned_out(budget)
         for item in library.items:
             plan = self.plan(item.splice, budget)
-            if plan is None or plan.recipe in self.memory.seen or plan.recipe in self.memory.failed:
+            if plan is None or not self._is_new(plan.recipe) or plan.recipe in self.memory.failed:
                 continue
             score = library.correction.of(plan)
             if (best is None or score < best[0]) and self._allows(item.splice, plan):
@@ -170,7 +191,7 @@ class Planner:
             fits = student_cost("thin", span, middle).flops <= limit
             low, high = (middle, high) if fits else (low, middle - 1)
         one = Splice(span.start.name, span.stop.name, "thin", low)
-        if not low or (one,) in self.memory.seen or (one,) in self.memory.failed:
+        if not low or not self._is_new((one,)) or (one,) in self.memory.failed:
             return None
         params = self.space.encode(span, "thin", self.space.width(one))
         if self.space.decode(params) != one or not self._allows(one, None):

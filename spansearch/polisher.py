@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -65,10 +65,13 @@ class Polisher:
         self.bench, self.settings, self.files = bench, settings, files
         self.memory, self.rates, self.constraints = memory, rates, constraints
 
-    def choose(self) -> int | None:
+    def choose(self, but: Collection[int] = ()) -> int | None:
         """The trial whose model promises most: the hypervolume of divergence and the cost that the search
         goes by, a share of the teacher's, would grow most if its divergence halved; that of usable models
         first. None where nothing is left that is worth it.
+
+        Args:
+            but: not these, which others polish.
 
         Follows from the finished trials alone: until another one is finished it stays the same.
         """
@@ -79,7 +82,7 @@ class Polisher:
         good = [one for one in found if self.constraints.fulfilled(_of(one))]
         for some in (good, found):
             for reference in REFERENCES:
-                choice = _most_promising(some, self.memory, self.settings.cost, reference)
+                choice = _most_promising(some, {*self.memory.polished, *but}, self.settings.cost, reference)
                 if choice is not None:
                     return choice
         return None
@@ -163,11 +166,12 @@ class Polisher:
 
 
 def _most_promising(
-    found: list[Found], memory: Memory, cost: str, reference: tuple[float, float]
+    found: list[Found], taken: Collection[int], cost: str, reference: tuple[float, float]
 ) -> int | None:
-    """The trial that promises most of those on the front of (cost, loss) that were not polished so far.
+    """The trial that promises most of those on the front of (cost, loss).
 
     Args:
+        taken: those that were polished so far, or are about to be.
         reference: of the hypervolume of (cost as a share of the teacher's, divergence).
     """
     front = [found[k] for k in non_dominated([(value(_of(one), cost), loss(_of(one))) for one in found])]
@@ -175,7 +179,7 @@ def _most_promising(
     now = hypervolume(points, reference)
     gains = {}
     for k, (number, _) in enumerate(front):
-        if number not in memory.polished:
+        if number not in taken:
             share, divergence = points[k]
             better = [*points[:k], (share, HOPE * divergence), *points[k + 1 :]]
             gains[number] = hypervolume(better, reference) - now

@@ -3,45 +3,45 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from optuna.study import Study as OptunaStudy
-from optuna.trial import FrozenTrial, TrialState
-from torch import nn
+from optuna.trial import FrozenTrial
 
 from spansearch.calibration import Track, untracked
 from spansearch.errors import StudyError, TaskError, unsaved
-from spansearch.final_scores import scores_on_test, with_neighbours
-from spansearch.loop import Loop, OnTrial
-from spansearch.outcome import Outcome
-from spansearch.proposal import rebuild
-from spansearch.recipe import Splice
-from spansearch.results import Front, StoredTrial, cheapest_first, members_of, select
-from spansearch.saved import save
-from spansearch.search import Constraints, Search, Space
+from spansearch.events import Events
+from spansearch.front_reader import FrontReader
+from spansearch.loop import Ended, Loop, OnTrial
+from spansearch.onlooker import Onlooker
+from spansearch.results import Front
+from spansearch.search import Search, Space
 from spansearch.spans import Spans
+from spansearch.status import Status, status_of
 from spansearch.store import (
+    Crew,
     NoStudyError,
     Source,
     StudentFiles,
+    StudyLock,
     database_errors,
     find_study,
+    make_directory,
     open_study,
     read_study,
     remember_source,
-    require_same_format,
-    run_lock,
     source_of,
 )
-from spansearch.summary import about, cost_of, summarise
 from spansearch.task import Task
-from spansearch.trials import FINISHED, outcome_of
-from spansearch.workbench import FORMAT, Workbench
+from spansearch.trials import FINISHED
+from spansearch.workbench import Workbench
+from spansearch.workers import on_cluster, orders, supervise
 
 log = logging.getLogger("spansearch")
 
@@ -81,6 +81,7 @@ class Study:
         self.search = search or Search()
         self.storage = storage
         self.source = source
+        self.device = device
         self.bench = Workbench(task, self.directory, self.search, device, track)
         self.files = StudentFiles(self.directory / "students")
         self._optuna: OptunaStudy | None = None
@@ -149,29 +150,48 @@ class Study:
         return self._optuna
 
     def run(
-        self, trials: int = 100, timeout: float | None = None, on_trial: OnTrial | None = None
-    ) -> Literal["done", "timeout", "interrupted"]:
-        """Create, resume or do nothing, until the study has ``trials`` finished trials.
+        self,
+        trials: int = 100,
+        timeout: float | None = None,
+        on_trial: OnTrial | None = None,
+        workers: int = 1,
+        dask: str | None = None,
+    ) -> Ended:
+        """Create, resume or join, until the study has ``trials`` finished trials.
+
+        Others may run it at the same time, in other processes or on other machines: all of them work on one
+        total. With one worker the trials follow from the seed alone.
 
         Args:
             trials: the study's total, over all runs of it.
             timeout: seconds of work in all, over all runs of it; no trial begins after.
             on_trial: called with (trial number, splice, outcome) after every trial.
+            workers: processes that take part; they share torch's threads and the CUDA devices.
+            dask: address of a Dask scheduler, ``tcp://host:8786``, whose cluster the workers run on. The
+                run's directory and the study file have to be there, under the same path.
 
         Returns:
             ``done`` when the total is reached, ``timeout``, or ``interrupted`` by Ctrl-C: then the trial in
             hand is taken up again by the next run and everything finished is kept.
 
         Raises:
-            StudyError: another process runs the study, the storage cannot be used, teacher, data or settings
+            StudyError: the storage cannot be used, teacher, data or settings
                 differ from those the study was created with, or ten trials in a row failed alike.
         """
         if trials < 1:
             raise StudyError(f"trials must be at least 1, got {trials}.")
         if timeout is not None and not timeout > 0:
             raise StudyError(f"timeout must be above 0 seconds, got {timeout}.")
-        with run_lock(self.directory), database_errors(self.storage, self.directory):
+        if workers < 1:
+            raise StudyError(f"workers must be at least 1, got {workers}.")
+        with database_errors(self.storage, self.directory):
             try:
+                self._begin()
+                over = self._is_over(trials, timeout)
+                if over is not None:
+                    return over
+                if workers > 1 or dask is not None:
+                    return self._run_workers(trials, timeout, on_trial, workers, dask)
                 return self._run(trials, timeout, on_trial)
             except KeyboardInterrupt as stop:
                 if unsaved(stop):  # it came while a full disk was being dealt with
@@ -197,7 +217,12 @@ class Study:
             closed_form: only of the models that were made without a gradient step.
         """
         with database_errors(self.storage, self.directory):
-            return self._front(x, y, split, closed_form)
+            return FrontReader(self.optuna, self.bench, self.files).front(x, y, split, closed_form)
+
+    def status(self) -> Status:
+        """Who works on the study, how far it is, at what rate, and what went wrong last."""
+        with database_errors(self.storage, self.directory):
+            return status_of(self.optuna, self.directory)
 
     def finished(self) -> list[FrozenTrial]:
         """The study's finished trials; none where the study does not exist yet."""
@@ -207,54 +232,9 @@ class Study:
         except NoStudyError:
             return []
 
-    def _front(self, x: str | None, y: str, split: str, closed_form: bool) -> Front:
-        study = self.optuna
-        x = x or cost_of(study.user_attrs)
-        finished = study.get_trials(deepcopy=False, states=FINISHED)
-        trials: list[StoredTrial] = [(trial.number, *outcome_of(trial)) for trial in finished]
-        searched = study.user_attrs.get("fingerprint", {}).get("search", {})
-        constraints = Constraints.of(searched, study.user_attrs.get("teacher", {}))
-        asked = [trial for trial in trials if not (closed_form and trial[2].gradient)]
-        chosen = select(asked, x, y, constraints)
-        seed = int(searched.get("seed", 0))
-        scored: dict[str, Any] = study.user_attrs.get("test", {})
-        if split == "test":
-            found = scores_on_test(self.bench, chosen, scored, self._load, seed)
-            if found is not scored:
-                study.set_user_attr("test", found)
-            scored = found
-        attributes = dict(study.user_attrs)
-        attributes["teacher"] = {**attributes.get("teacher", {}), "test_score": scored.get("teacher")}
-        running = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-        figures = with_neighbours(cheapest_first(chosen, x, y), scored, seed)
-        members = members_of(chosen, figures, self._load, self._save, constraints)
-        summary = summarise(self.task.name, trials, running, chosen, attributes)
-        return Front(x, y, members, {**summary, "constraints": about(trials, constraints)})
-
-    def _load(self, splice: Splice | None, outcome: Outcome) -> nn.Module:
-        assert splice is not None
-        self._require_teacher()
-        return rebuild(self.bench, self.files, outcome.recipe, outcome.details.get("student", {}))
-
-    def _save(self, outcome: Outcome, directory: Path, known: dict[str, Any]) -> None:
-        self._require_teacher()
-        teacher = {"class": type(self.bench.teacher).__qualname__, "sha256": self.bench.teacher_hash}
-        state = self.files.load(outcome.details.get("student", {}))
-        save(directory, outcome.recipe, state, teacher, self.bench.found.reach, known)
-
-    def _require_teacher(self) -> None:
-        stored = self.optuna.user_attrs["fingerprint"]
-        require_same_format(self.directory, stored, FORMAT)
-        if self.bench.teacher_hash != stored["teacher"]:
-            raise StudyError(
-                f"The teacher is not the one the study in {self.directory} was run with: its weights differ. "
-                "Restore it; students reproduce what that one computed."
-            )
-
-    def _run(
-        self, trials: int, timeout: float | None, on_trial: OnTrial | None
-    ) -> Literal["done", "timeout"]:
-        started = time.perf_counter()
+    def _begin(self) -> OptunaStudy:
+        """The study in its storage: it is created, or has to be of the same inputs."""
+        make_directory(self.directory)
         _ = self.bench.spans  # first, as a mistyped pattern is told there: nothing is stored of it
         fingerprint = {**self.bench.fingerprint, "search": self.search.fingerprint()}
         study = self._optuna = open_study(self.storage, self.directory, self.task.name, fingerprint)
@@ -262,11 +242,56 @@ class Study:
             remember_source(
                 self.directory, Source(self.source, self.search.seed, self.storage, self.search.changes)
             )
-        if len(study.get_trials(deepcopy=False, states=FINISHED)) >= trials:
+        return study
+
+    def _is_over(self, trials: int, timeout: float | None) -> Ended | None:
+        """What is said of a study that has all its trials, or no time left; None for any other."""
+        if len(self.optuna.get_trials(deepcopy=False, states=FINISHED)) >= trials:
             log.info("%s: all of %d trials are done", self.task.name, trials)
             return "done"
-        if timeout is not None and study.user_attrs.get("seconds", {}).get("total", 0.0) >= timeout:
+        if timeout is not None and self.optuna.user_attrs.get("seconds", {}).get("total", 0.0) >= timeout:
             log.info("%s: the timeout of %.0f s was reached before", self.task.name, timeout)
             return "timeout"
-        self.files.clean()
-        return Loop(study, self.bench, self.space, self.files, started).run(trials, timeout, on_trial)
+        return None
+
+    def _run(self, trials: int, timeout: float | None, on_trial: OnTrial | None) -> Ended:
+        """As one worker."""
+        study = self.optuna
+        crew = Crew(study, StudyLock(study, self.storage, self.directory), self.directory)
+        events = Events(self.directory, crew.worker)
+        with crew.joined(trials), events.messages():
+            with crew.lock.held():
+                if len(crew.alive()) == 1:
+                    self.files.clean()
+            events.say("joined", pid=os.getpid(), host=socket.gethostname(), trials=trials)
+            ended: Ended | Literal["failed"] = "failed"
+            try:
+                loop = Loop(study, self.storage, self.bench, self.space, self.files, crew, events)
+                ended = loop.run(trials, timeout, on_trial)
+                return ended
+            except KeyboardInterrupt:
+                ended = "interrupted"
+                raise
+            finally:
+                events.say("left", why=ended)
+
+    def _run_workers(
+        self, trials: int, timeout: float | None, on_trial: OnTrial | None, count: int, dask: str | None
+    ) -> Ended:
+        """As many workers in other processes; this one looks on."""
+        made: Callable[..., Study]
+        if self.source is None:
+            made = partial(Study, self.task, search=self.search)
+        else:
+            made = partial(Study.open, self.source, seed=self.search.seed, changes=self.search.changes)
+        made = partial(made, directory=self.directory, storage=self.storage)
+        wanted = orders(partial(_take_part, made, trials, timeout), count, self.device)
+        onlooker = Onlooker(self.optuna, self.directory, on_trial)
+        if dask is None:
+            return supervise(wanted, onlooker.look)
+        return on_cluster(dask, wanted, onlooker.look, onlooker.stop)
+
+
+def _take_part(made: Callable[..., Study], trials: int, timeout: float | None, device: str) -> Ended:
+    """As a worker in a process of its own."""
+    return made(device=device).run(trials, timeout)

@@ -5,8 +5,12 @@ from typing import Any
 
 import pytest
 import tasks
+from torch import nn
 
 import spansearch as ss
+from spansearch.front_reader import FrontReader
+from spansearch.outcome import Outcome
+from spansearch.recipe import Splice
 from spansearch.trials import outcome_of
 
 TOTAL = 14
@@ -41,3 +45,8 @@ def count(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[int]:
 
 def outcomes(study: ss.Study) -> list[tuple[Any, Any]]:
     return [outcome_of(trial) for trial in study.finished()]
+
+
+def load(study: ss.Study, splice: Splice, outcome: Outcome) -> nn.Module:
+    """The model of a trial."""
+    return FrontReader(study.optuna, study.bench, study.files).load(splice, outcome)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,15 @@ import optuna
 import pytest
 import tasks
 from optuna.trial import TrialState
-from study_runs import TOTAL, count, new, table
+from study_runs import TOTAL, count, load, new, table
 
 import spansearch as ss
-from spansearch import fitter, loop, proposal, trials, workbench
+from spansearch import fitter, preparation, proposal, trials, workbench
 from spansearch.evaluate import Evaluator
 from spansearch.outcome import loss
 from spansearch.recipe import from_json
 from spansearch.search import RidgeRule, SeededSampler
-from spansearch.store import StudentFiles, run_lock
+from spansearch.store import StudentFiles
 from spansearch.students import allocation
 from spansearch.trials import FINISHED, outcome_of
 
@@ -100,7 +101,7 @@ def stop_at(call: int, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, l
 MOMENTS: dict[str, tuple[Any, str, tuple[int, ...], bool]] = {
     "training the teacher": (tasks, "teacher", (1,), False),
     "recording": (workbench, "record", (1,), False),
-    "planning": (loop, "predicted_front", (1,), True),
+    "planning": (preparation, "predicted_front", (1,), True),
     "asking": (SeededSampler, "sample_relative", (2, 5, 9), False),
     "suggesting": (optuna.trial.Trial, "suggest_float", (1, 8), True),
     "fitting": (fitter, "fit_student", (1, 4, 7), False),
@@ -230,7 +231,7 @@ def test_other_inputs_are_refused_with_the_fields_that_differ(changed: str, tmp_
 
 def test_timeout(tmp_path: Path, whole: ss.Study, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
     def pass_time(*_: Any) -> None:
         clock[0] += 10.0
@@ -259,11 +260,6 @@ def test_seconds_add_up(whole: ss.Study) -> None:
     assert seconds["total"] == pytest.approx(parts) and min(seconds.values()) > 0
     own = [t.user_attrs["details"].get("seconds", {}) for t in whole.finished()]
     assert seconds["fitting"] == pytest.approx(sum(s.get("fitting", 0.0) for s in own))
-
-
-def test_two_processes_cannot_run_one_study(tmp_path: Path) -> None:
-    with run_lock(tmp_path), pytest.raises(ss.StudyError, match="Another process is running the study"):
-        new(tmp_path).run(2)
 
 
 def test_before_there_is_a_study(tmp_path: Path) -> None:
@@ -350,7 +346,7 @@ def test_compositions_are_measured_stored_and_known_to_a_resumed_study(
         assert outcome.measures is not None
         assert "predicted" in outcome.details or "polish" in outcome.details
         assert outcome.measures.flops_ratio <= trial.params["budget"] + 1e-6
-        model = straight._load(outcome.recipe[0], outcome)
+        model = load(straight, outcome.recipe[0], outcome)
         assert straight.bench.validation.measure(model) == outcome.measures
     stopped = new(tmp_path / "stopped", "cnn", families=families)
     stopped.run(13)
@@ -378,7 +374,7 @@ def test_a_healed_splice_is_kept_only_where_it_is_better(tmp_path: Path) -> None
         if splice in before:
             assert before[splice].divergence == was
         better += outcome.measures.divergence < was
-        model = healed._load(splice, outcome)
+        model = load(healed, splice, outcome)
         assert healed.bench.validation.measure(model) == outcome.measures
     assert better
 

@@ -66,7 +66,7 @@ def test_parameters_are_announced_as_they_are_counted(tmp_path: Path) -> None:
     study.run(16)
     from spansearch.loop import Loop
 
-    planner = Loop(study.optuna, study.bench, study.space, study.files, 0.0).planner
+    planner = Loop(study.optuna, None, study.bench, study.space, study.files).planner
     compared = 0
     for number, outcome in planner.memory.seen.values():
         if outcome.measures is not None:
@@ -84,7 +84,7 @@ def test_budgets_follow_what_is_known_to_keep_to_the_score(tmp_path: Path) -> No
 
     study = new(tmp_path, max_score_drop=0.02, families=("ridge", "thin"))
     study.run(12)
-    planner = Loop(study.optuna, study.bench, study.space, study.files, 0.0).planner
+    planner = Loop(study.optuna, None, study.bench, study.space, study.files).planner
     good = [m.measures.flops_ratio for m in study.front() if m.feasible]
     assert good
     assert min(planner._budgets()) >= 0.5 * min(good) and 0.9 in planner._budgets()

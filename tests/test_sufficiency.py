@@ -12,7 +12,7 @@ from study_runs import count, new
 from torch import Tensor, nn
 
 import spansearch as ss
-from spansearch import loop
+from spansearch import preparation
 from spansearch.linear_map_choice import linear_map
 from spansearch.moments import Decomposition, Moments
 from spansearch.record import Recording
@@ -158,13 +158,13 @@ def test_either_half_is_every_second_example_and_no_activation_is_read_again(mon
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is warned of from now on, whatever the command line made of the logger."""
     told: list[str] = []
-    monkeypatch.setattr(loop.log, "warning", lambda text, *args: told.append(text % args))
+    monkeypatch.setattr(preparation.log, "warning", lambda text, *args: told.append(text % args))
     return told
 
 
 def test_a_run_warns_once_of_too_few_examples(tmp_path: Path, monkeypatch: Any) -> None:
     told = warnings(monkeypatch)
-    monkeypatch.setattr(loop, "MANY", 0.0)
+    monkeypatch.setattr(preparation, "MANY", 0.0)
     few = tasks.make(calibration=lambda: tasks.split(tasks.blobs(24, 2)))
     ss.Study(few, directory=tmp_path, search=tasks.quick(seeds=100)).run(1)
     assert len(told) == 1 and "or more calibration examples would help; there are 24" in told[0]
@@ -174,6 +174,6 @@ def test_a_run_warns_once_of_too_few_examples(tmp_path: Path, monkeypatch: Any) 
 
 def test_a_run_says_nothing_where_few_spans_are_limited(tmp_path: Path, monkeypatch: Any) -> None:
     told = warnings(monkeypatch)
-    monkeypatch.setattr(loop, "MANY", 1.1)
+    monkeypatch.setattr(preparation, "MANY", 1.1)
     new(tmp_path).run(1)
     assert told == []

@@ -32,6 +32,14 @@ from spansearch.study import Study
     "--trials", type=click.IntRange(1), default=100, show_default=True, help="The study's total of trials."
 )
 @click.option("--timeout", type=Duration(), help="Of the study over all its runs, e.g. 90, 30m, 2h.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes; the same command elsewhere joins as well.",
+)
+@click.option("--dask", metavar="ADDRESS", help="Run the workers on a Dask cluster: tcp://host:8786.")
 @with_options(*limit_options, *where_options)
 @storage_option
 @seed_option
@@ -41,6 +49,8 @@ def run(
     directory: Path | None,
     trials: int,
     timeout: float | None,
+    workers: int,
+    dask: str | None,
     storage: str | None,
     seed: int | None,
     device: str,
@@ -48,7 +58,8 @@ def run(
 ) -> None:
     """Search for smaller networks until the study has its total of trials, then print the front.
 
-    The same command continues a study that was stopped, killed or given a smaller total. Ctrl-C stops it
+    The same command continues a study that was stopped, killed or given a smaller total, and joins one that
+    runs: from another terminal, or on another machine that shares its directory and storage. Ctrl-C stops it
     and keeps everything that is finished. Constraints, and where students may go, stay as the study was
     begun.
     """
@@ -56,20 +67,20 @@ def run(
     opened = Study.open(
         study, directory=directory, seed=seed, storage=storage, changes=given, device=device, track=track
     )
-    finished: int | None = None
+    finished = 0
     bar = progress_bar()
     task = bar.add_task(f"trials of {opened.task.name}", total=trials)
 
     def show(trial: int, splice: Splice | None, outcome: Outcome) -> None:
         nonlocal finished
-        finished = len(opened.finished()) if finished is None else finished + 1
+        finished = len(opened.finished())
         bar.start()  # only now: before the first trial other bars are shown
         bar.update(task, completed=finished)
         if outcome.state != "failed":  # that is in the log already
             console.print(f"[{finished}/{trials}] trial {trial}: {_line(splice, outcome)}")
 
     try:
-        ended = opened.run(trials, timeout, show)
+        ended = opened.run(trials, timeout, show, workers, dask)
     finally:
         bar.stop()
     finished = len(opened.finished())

@@ -1,7 +1,9 @@
 """Where a study lives: its file, Optuna's storage and the files of its students."""
 
-from spansearch.store.database import LockedError, database_errors, open_storage, run_lock
+from spansearch.store.database import database_errors, make_directory, open_storage
 from spansearch.store.files import StudentFiles, write_durably
+from spansearch.store.leases import Crew, Lease, is_alive, leases_of
+from spansearch.store.locks import NotLockedError, StudyLock
 from spansearch.store.source import (
     MODULE_PREFIX,
     Source,
@@ -19,19 +21,24 @@ from spansearch.store.studies import (
 
 __all__ = [
     "MODULE_PREFIX",
-    "LockedError",
+    "Crew",
+    "Lease",
     "NoStudyError",
+    "NotLockedError",
     "Source",
     "StudentFiles",
+    "StudyLock",
     "database_errors",
     "find_study",
+    "is_alive",
+    "leases_of",
+    "make_directory",
     "open_storage",
     "open_study",
     "read_study",
     "remember_source",
     "require_same_format",
     "require_same_teacher",
-    "run_lock",
     "source_of",
     "write_durably",
 ]

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
 import optuna
 import sqlalchemy
 import sqlalchemy.exc
 from optuna.storages import BaseStorage, RDBStorage
 
-from spansearch.errors import SaveError, StudyError, causes
+from spansearch.errors import DiskFullError, SaveError, StudyError, causes
+from spansearch.store.journal import JOURNAL, open_journal
 
 BUSY_SECONDS = 20
 DATABASE = "study.db"
-DRIVERS = {"postgresql": "psycopg2-binary", "mysql": "mysqlclient"}
-"""Packages that SQLAlchemy wants for a URL without an explicit driver."""
-
-
-class LockedError(StudyError):
-    """Another process runs this study."""
+DRIVERS = {"postgresql": "'spansearch[postgres]'", "mysql": "mysqlclient"}
+"""What to install for a URL without an explicit driver, where SQLAlchemy's own is missing."""
 
 
 class _Connection(sqlite3.Connection):
@@ -48,6 +45,9 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
     options: dict[str, Any] = {}
     if url is not None:
         _require_whole(url, directory)
+        if _parsed(url).get_backend_name() == JOURNAL:
+            with database_errors(url, directory):
+                return open_journal(_journal_file(url))
     if url is None:
         make_directory(directory)
         path = directory.resolve() / DATABASE
@@ -60,11 +60,46 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
         options["connect_args"] = {"timeout": BUSY_SECONDS, "factory": _Connection}
     with database_errors(url, directory):
         try:
-            return RDBStorage(f"sqlite:///{DATABASE}" if url is None else url, engine_kwargs=options)
+            storage = RDBStorage(
+                f"sqlite:///{DATABASE}" if url is None else _driven(url), engine_kwargs=options
+            )
+            weakref.finalize(storage, storage.engine.dispose)  # a pool leaves its connections open
+            return storage
         except (ImportError, sqlalchemy.exc.NoSuchModuleError) as error:
             raise StudyError(_no_driver(url or "")) from error
         except RuntimeError as error:  # Optuna's only one here: a schema of another version
             raise StudyError(f"The database {shown(url, directory)} cannot be read: {error}") from error
+
+
+def _driven(url: str) -> str:
+    """With the driver that the extra brings, where a URL names none: SQLAlchemy's choice depends on its
+    version."""
+    parsed = _parsed(url)
+    if parsed.drivername != "postgresql":
+        return url
+    return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+def file_of(url: str | None, directory: Path) -> Path | None:
+    """The file that a storage is kept in; None for one behind a server, or in memory."""
+    if url is None:
+        return directory.resolve() / DATABASE
+    parsed = _parsed(url)
+    file = parsed.database
+    if parsed.get_backend_name() == JOURNAL:
+        return _journal_file(url)
+    if parsed.get_backend_name() == "sqlite" and file and not file.startswith((":memory:", "file:")):
+        return Path(file).resolve()
+    return None
+
+
+def _journal_file(url: str) -> Path:
+    file = _parsed(url).database
+    if not file:
+        raise StudyError(
+            f"The storage {url} names no file. Write journal:///study.journal, or journal:////absolute/path."
+        )
+    return Path(file).resolve()
 
 
 def shown(url: str | None, directory: Path) -> str:
@@ -81,9 +116,9 @@ def without_secrets(url: str) -> str:
     """A storage's URL as it may be written down: what is left out is marked, a file's path is absolute."""
     parsed = _parsed(url)
     query = dict.fromkeys(parsed.query, HIDDEN)  # options may hold secrets, too
-    file = parsed.database
-    if parsed.get_backend_name() == "sqlite" and file and not file.startswith((":memory:", "file:")):
-        parsed = parsed.set(database=str(Path(file).absolute()))
+    file = file_of(url, Path())
+    if file is not None:
+        parsed = parsed.set(database=str(file))
     return parsed.set(query=query).render_as_string(hide_password=True)
 
 
@@ -102,8 +137,8 @@ def _parsed(url: str) -> sqlalchemy.URL:
     except (sqlalchemy.exc.ArgumentError, ValueError):  # either may quote the password
         raise StudyError(
             "The storage is no database URL (not shown here: it may hold a password). Write "
-            "sqlite:///study.db or postgresql://user:password@host/database, with special characters of the "
-            "password percent-encoded."
+            "sqlite:///study.db, journal:///study.journal or postgresql://user:password@host/database, with "
+            "special characters of the password percent-encoded."
         ) from None
 
 
@@ -141,7 +176,7 @@ def database_errors(url: str | None, directory: Path) -> Iterator[None]:
                 "what holds it (a database browser, a backup), then run the same command again: it continues."
             ) from error
         if "disk is full" in cause or "No space left" in cause:
-            raise SaveError(
+            raise DiskFullError(
                 f"The disk under {where} is full. What was written before is intact. Free some space, then "
                 "run the same command again: it continues."
             ) from error
@@ -170,31 +205,3 @@ def make_directory(directory: Path) -> None:
         raise StudyError(
             f"Cannot create the run's directory {directory.absolute()}: {error.strerror}. Give another --dir."
         ) from error
-
-
-@contextmanager
-def run_lock(directory: Path) -> Iterator[None]:
-    """Held while a process runs the study of a directory; the system frees it when the process dies.
-
-    Raises:
-        LockedError: another process holds it.
-    """
-    directory = directory.absolute()
-    make_directory(directory)
-    lock = filelock.FileLock(directory / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise LockedError(
-            f"Another process is running the study in {directory}. Wait for it or stop it; the same command "
-            "then continues where it stopped."
-        ) from error
-    except OSError as error:
-        raise SaveError(
-            f"Cannot write in the run's directory {directory}: {error.strerror}. Trials and "
-            "students are kept there. Change its permissions, or give another --dir."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()

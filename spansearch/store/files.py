@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from spansearch.errors import SaveError, StudyError
+from spansearch.errors import DiskFullError, SaveError, StudyError
 
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write a file so that after a crash it is there whole or not at all.
 
     Raises:
-        SaveError: the disk is full or the directory cannot be written; nothing that was there is lost.
+        DiskFullError: the disk is full. SaveError: the directory cannot be written. Nothing that was there
+            is lost.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -38,7 +40,8 @@ def write_durably(path: Path, data: bytes) -> None:
         finally:
             os.close(directory)
     except OSError as error:
-        raise SaveError(
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (DiskFullError if full else SaveError)(
             f"Cannot write {path}: {error.strerror or error}. What was written before is intact. Free some "
             "space or change the permissions, then run the same command again: it continues."
         ) from error
@@ -51,10 +54,15 @@ _NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 
 
 class StudentFiles:
-    """The students of one run, in its directory ``students/``."""
+    """The students of one run, in its directory ``students/``.
+
+    Attributes:
+        patiently: calls what writes; may call it again where the disk is full.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.patiently: Callable[[Callable[[], None]], None] = lambda write: write()
 
     def save(self, origin: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, str]:
         """Write a student's state; returns what load needs: its file's name and content hash.
@@ -67,7 +75,7 @@ class StudentFiles:
         # cloned: the format refuses tensors that share memory, as tied weights do
         tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
         data = safetensors.torch.save(tensors)
-        write_durably(self.directory / name, data)
+        self.patiently(lambda: write_durably(self.directory / name, data))
         return {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
 
     def load(self, entry: Mapping[str, str]) -> dict[str, Tensor]:

@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 import math
+import random
 import socket
+import time
+import uuid
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import filelock
 import optuna
 
-from spansearch.errors import StudyError
-from spansearch.store.database import DATABASE, open_storage, shown
+from spansearch.errors import SaveError, StudyError
+from spansearch.store.database import database_errors, file_of, make_directory, open_storage, shown
+from spansearch.store.files import write_durably
+from spansearch.store.locks import StudyLock, lock_file
 from spansearch.store.source import run_beside
 
 OBJECTIVES = 2  # the loss, and a cost
+MARK = ".students"
+"""The file by which a run's directory is known again on another machine, where it has another path."""
+ATTEMPTS = 10
+"""To begin a study in a database, where others do so at the same time."""
 
 
 class NoStudyError(StudyError):
     """There is no study of this name yet."""
 
 
-def find_study(url: str | None, directory: Path, name: str, file: Path | None = None) -> optuna.Study:
+def find_study(url: str | None, directory: Path, name: str, study_file: Path | None = None) -> optuna.Study:
     """The study of a run.
 
     Args:
-        file: the study file; a run beside it is named where there is none in the directory.
+        study_file: a run beside it is named where there is none in the directory.
 
     Raises:
         NoStudyError: there is none of this name. StudyError: the storage cannot be used.
     """
     directory = directory.absolute()
     start = f"Start one with: spansearch run STUDY --dir {directory}"
-    if url is None and not (directory / DATABASE).exists():
-        beside = run_beside(file, name, directory) if file is not None else ""
+    file = file_of(url, directory)
+    if file is not None and not file.exists():
+        if url is not None:
+            raise NoStudyError(f"There is no {shown(url, directory)}. {start}")
+        beside = run_beside(study_file, name, directory) if study_file is not None else ""
         raise NoStudyError(
             f"No study in {directory}.{beside} {start} (or, if it was run with --storage, give that again)."
         )
@@ -55,22 +69,48 @@ def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping
         StudyError: the directory holds another study, the study was created with another fingerprint (lists
             the fields that differ), or the storage cannot be used.
     """
+    study = _created(url, directory, name)
+    with StudyLock(study, url, directory).held():
+        _require_same_inputs(study, url, directory, fingerprint)
+    return study
+
+
+def _created(url: str | None, directory: Path, name: str) -> optuna.Study:
+    """The study of a name, new where there is none; several may begin it at once."""
+    file = file_of(url, directory)
+    if file is not None:
+        make_directory(directory)
+        with suppress(OSError), filelock.FileLock(lock_file(file)):
+            return _load_or_create(url, directory, name)  # tables are not made at one stroke
+        return _load_or_create(url, directory, name)  # it says better what is wrong with the place
+    for attempt in range(ATTEMPTS):
+        try:
+            return _load_or_create(url, directory, name)
+        except (SaveError, optuna.exceptions.DuplicatedStudyError) as error:
+            begun = isinstance(error, optuna.exceptions.DuplicatedStudyError) or "exist" in str(error)
+            if not begun or attempt + 1 == ATTEMPTS:
+                raise
+            time.sleep(random.uniform(0.1, 0.5))
+    raise AssertionError("unreachable")
+
+
+def _load_or_create(url: str | None, directory: Path, name: str) -> optuna.Study:
     storage = open_storage(url, directory)
-    names = [study.study_name for study in storage.get_all_studies()]
-    if name in names:
-        study = optuna.load_study(study_name=name, storage=storage)
-    elif names and url is None:
-        raise StudyError(f"{_other(url, directory, names)} Give this one another --dir.")
-    else:
-        study = optuna.create_study(study_name=name, storage=storage, directions=["minimize"] * OBJECTIVES)
-    if url is not None:  # in a shared database: students lie in one directory, and one process runs the study
-        home = f"{socket.gethostname()}:{directory.resolve()}"
-        if study.user_attrs.get("directory", home) != home:
-            raise StudyError(
-                f"The study {name!r} in {shown(url, directory)} is run in {study.user_attrs['directory']}. "
-                "Its students are there. Continue it there, or rename the task for a study of its own."
-            )
-        study.set_user_attr("directory", home)
+    with database_errors(url, directory):
+        names = [study.study_name for study in storage.get_all_studies()]
+        if name in names:
+            return optuna.load_study(study_name=name, storage=storage)
+        if names and url is None:
+            raise StudyError(f"{_other(url, directory, names)} Give this one another --dir.")
+        return optuna.create_study(study_name=name, storage=storage, directions=["minimize"] * OBJECTIVES)
+
+
+def _require_same_inputs(
+    study: optuna.Study, url: str | None, directory: Path, fingerprint: Mapping[str, Any]
+) -> None:
+    """A new study is described; of one that is known everything has to be as it was."""
+    if url is not None:
+        _require_same_students(study, url, directory)
     stored = study.user_attrs.get("fingerprint")
     if stored is None:  # new, or died before it was described: nothing has been tried yet
         with warnings.catch_warnings():
@@ -100,7 +140,31 @@ def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping
             f"{', '.join(fields)}. Its trials would not be comparable with new ones.{where} Restore what "
             "changed, or give this run another --dir."
         )
-    return study
+
+
+def _require_same_students(study: optuna.Study, url: str, directory: Path) -> None:
+    """In a shared database a study's students lie in one directory, which all of its workers see, under
+    whatever path.
+
+    Raises:
+        StudyError: this is another directory.
+    """
+    file = directory / MARK
+    mark = file.read_text().strip() if file.is_file() else ""
+    known = study.user_attrs.get("students", {})
+    if known and known.get("mark") != mark:
+        raise StudyError(
+            f"The study {study.study_name!r} in {shown(url, directory)} keeps its students in "
+            f"{known.get('directory')}, and {directory.absolute()} is not that directory. Give it with "
+            "--dir; on another machine it has to be on a file system that both share. Or rename the task for "
+            "a study of its own."
+        )
+    if not known:
+        if not mark:
+            mark = uuid.uuid4().hex
+            write_durably(file, mark.encode())
+        where = f"{socket.gethostname()}:{directory.resolve()}"
+        study.set_user_attr("students", {"mark": mark, "directory": where})
 
 
 def require_same_format(directory: Path, stored: Mapping[str, Any], current: int) -> None:

@@ -5,8 +5,8 @@
 Spans of different length and position, chosen by rule among those with layers behind them, are replaced by
 their ridge map and by their shortest truncation. Baseline: the same splice, nothing else changed. Then every
 layer behind it that ends a block is corrected in closed form (``block``), or every linear layer (``every``).
-Nothing is selected: each splice counts, whatever healing made of it. What it takes is told in passes of the
-calibration examples through the teacher.
+Nothing is selected: each splice counts, whatever healing made of it. What it takes, in seconds of the
+processor, is told in passes of the calibration examples through the teacher.
 """
 
 import sys
@@ -68,22 +68,22 @@ def _healed(setting: Setting, part: Part) -> Record:
 def _composed(
     setting: Setting, part: Part, healing: bool = True, every: bool = False
 ) -> tuple[Record, float]:
-    """Divergences of the model with a splice, and the seconds that solving took."""
+    """Divergences of the model with a splice, and the CPU seconds that solving took."""
     bench = setting.bench
-    started = time.perf_counter()
+    started = time.process_time()
     composed = compose([part], bench.evidence, bench.found.whole, healing, every)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     return setting.divergences(composed.model(bench.teacher)), seconds
 
 
 def _pass_seconds(setting: Setting) -> float:
-    """Seconds of a pass of the calibration examples through the teacher."""
+    """CPU seconds of a pass of the calibration examples through the teacher."""
     evidence, spent = setting.bench.evidence, []
     for _ in range(PASSES):
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in evidence.calibration.run(evidence.teacher):
             pass
-        spent.append(time.perf_counter() - started)
+        spent.append(time.process_time() - started)
     return min(spent)
 
 

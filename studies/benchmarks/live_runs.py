@@ -41,8 +41,8 @@ class PlainLoop(Loop):
     def _worth(self, params: Mapping[str, Any]) -> float | None:
         return math.inf if self.planner.is_worthwhile(params) else None
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    def _make_ready(self, started: float) -> None:
+        super()._make_ready(started)
         known = (self.bench, self.space, self.space.settings, self.files, self.memory, self.rates)
         self.proposals = WithoutRule(*known)
 
@@ -87,7 +87,7 @@ def live_run(
         if arm != OURS:
             optuna.set_user_attr("seeds", [])  # or the loop would screen all spans to find some
         kind = Loop if arm == OURS else PlainLoop
-        loop = kind(optuna, study.bench, study.space, study.files, time.perf_counter())
+        loop = kind(optuna, None, study.bench, study.space, study.files)
         prepared = time.process_time() - began
 
         def on_trial(number: int, splice: Splice | None, outcome: Outcome) -> None:
@@ -95,7 +95,7 @@ def live_run(
             if enough(trace):
                 raise EnoughError
 
-        with suppress(EnoughError):
+        with loop.crew.joined(), suppress(EnoughError):
             loop.run(trials, None, on_trial)
     return {"prepared": prepared, "trace": trace}
 

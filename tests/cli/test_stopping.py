@@ -92,6 +92,10 @@ def disk_is_full() -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def disk_fails() -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
 def database_fails() -> None:
     raise sqlalchemy.exc.OperationalError("COMMIT", {}, Exception("disk I/O error"))
 
@@ -99,7 +103,7 @@ def database_fails() -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "fault", "said"),
     [
-        (os, "fsync", disk_is_full, ("SaveError: Cannot write",)),
+        (os, "fsync", disk_is_full, ("DiskFullError: Cannot write",)),
         (StudentFiles, "save", disk_is_full, ("SaveError: OSError", "No space left")),
         (workbench, "record", database_fails, ("SaveError: The database",)),
         (workbench, "record", disk_is_full, ("OSError: ", "No space left")),
@@ -138,14 +142,14 @@ def test_a_stop_while_a_fault_is_dealt_with_hides_no_fault(
 def test_a_fault_after_a_stop_that_got_lost_is_a_fault(
     run: Run, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python drops what a handler raises within a finaliser: the run goes on, and then the disk is full."""
+    """Python drops what a handler raises within a finaliser: the run goes on, and then the disk fails."""
     original = os.fsync
 
     def lost(handle: int) -> None:
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         original(handle)
-        disk_is_full()
+        disk_fails()
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lost)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from layouts import QUICK, case
-from study_runs import new
+from study_runs import load, new
 from torch import nn
 
 from spansearch.errors import FamilyError
@@ -174,7 +174,7 @@ def test_a_grown_student_is_stored_told_and_found_again(tmp_path: Path, monkeypa
         assert splice is not None and splice.depth == outcome.details["depth"] == 2 and "x2" in str(splice)
         if "duplicate_of" not in outcome.details:
             assert [step["kept"] for step in outcome.details["growth"]][:2] == [True, True]
-        model = study._load(splice, outcome)
+        model = load(study, splice, outcome)
         assert outcome.measures is not None
         assert study.bench.validation.measure(model) == outcome.measures
     front = study.front()

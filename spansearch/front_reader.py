@@ -1,0 +1,81 @@
+"""The front of a study: selected from its trials, scored on test, each member ready to load or save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from optuna.study import Study as OptunaStudy
+from optuna.trial import TrialState
+from torch import nn
+
+from spansearch.errors import StudyError
+from spansearch.final_scores import scores_on_test, with_neighbours
+from spansearch.outcome import Outcome
+from spansearch.proposal import rebuild
+from spansearch.recipe import Splice
+from spansearch.results import Front, StoredTrial, cheapest_first, members_of, select
+from spansearch.saved import save
+from spansearch.search import Constraints
+from spansearch.store import StudentFiles, require_same_format
+from spansearch.summary import about, cost_of, summarise
+from spansearch.trials import FINISHED, outcome_of
+from spansearch.workbench import FORMAT, Workbench
+
+
+class FrontReader:
+    """Reads fronts from a study's storage.
+
+    Args:
+        study: its storage.
+        bench: teacher and data; used where models are loaded or scored.
+        files: the students.
+    """
+
+    def __init__(self, study: OptunaStudy, bench: Workbench, files: StudentFiles) -> None:
+        self.study, self.bench, self.files = study, bench, files
+
+    def front(self, x: str | None, y: str, split: str, closed_form: bool) -> Front:
+        """As Study.front."""
+        study = self.study
+        x = x or cost_of(study.user_attrs)
+        finished = study.get_trials(deepcopy=False, states=FINISHED)
+        trials: list[StoredTrial] = [(trial.number, *outcome_of(trial)) for trial in finished]
+        searched = study.user_attrs.get("fingerprint", {}).get("search", {})
+        constraints = Constraints.of(searched, study.user_attrs.get("teacher", {}))
+        asked = [trial for trial in trials if not (closed_form and trial[2].gradient)]
+        chosen = select(asked, x, y, constraints)
+        seed = int(searched.get("seed", 0))
+        scored: dict[str, Any] = study.user_attrs.get("test", {})
+        if split == "test":
+            found = scores_on_test(self.bench, chosen, scored, self.load, seed)
+            if found is not scored:
+                study.set_user_attr("test", found)
+            scored = found
+        attributes = dict(study.user_attrs)
+        attributes["teacher"] = {**attributes.get("teacher", {}), "test_score": scored.get("teacher")}
+        running = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+        figures = with_neighbours(cheapest_first(chosen, x, y), scored, seed)
+        members = members_of(chosen, figures, self.load, self._save, constraints)
+        summary = summarise(self.bench.task.name, trials, running, chosen, attributes)
+        return Front(x, y, members, {**summary, "constraints": about(trials, constraints)})
+
+    def load(self, splice: Splice | None, outcome: Outcome) -> nn.Module:
+        assert splice is not None
+        self._require_teacher()
+        return rebuild(self.bench, self.files, outcome.recipe, outcome.details.get("student", {}))
+
+    def _save(self, outcome: Outcome, directory: Path, known: dict[str, Any]) -> None:
+        self._require_teacher()
+        teacher = {"class": type(self.bench.teacher).__qualname__, "sha256": self.bench.teacher_hash}
+        state = self.files.load(outcome.details.get("student", {}))
+        save(directory, outcome.recipe, state, teacher, self.bench.found.reach, known)
+
+    def _require_teacher(self) -> None:
+        stored = self.study.user_attrs["fingerprint"]
+        require_same_format(self.bench.directory, stored, FORMAT)
+        if self.bench.teacher_hash != stored["teacher"]:
+            raise StudyError(
+                f"The teacher is not the one the study in {self.bench.directory} was run with: its weights "
+                "differ. Restore it; students reproduce what that one computed."
+            )

@@ -1,0 +1,64 @@
+"""Looks at a study that others run: what they finished, and what they say."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from optuna.study import Study as OptunaStudy
+
+from spansearch.assignments import STOP
+from spansearch.events import read_events
+from spansearch.outcome import Outcome
+from spansearch.recipe import Splice
+from spansearch.trials import FINISHED, outcome_of
+
+log = logging.getLogger("spansearch")
+
+
+class Onlooker:
+    """Tells what is new in a study since the last look.
+
+    Args:
+        study: its storage.
+        directory: of the run; its log has the messages of workers that see the same directory.
+        on_trial: called with (trial number, splice, outcome) for every trial that was finished.
+    """
+
+    def __init__(
+        self,
+        study: OptunaStudy,
+        directory: Path,
+        on_trial: Callable[[int, Splice | None, Outcome], None] | None,
+    ) -> None:
+        self.study, self.directory, self.on_trial = study, directory, on_trial
+        self._known = {trial.number for trial in study.get_trials(deepcopy=False, states=FINISHED)}
+        self._place = max((place for place, _ in read_events(directory)), default=0)
+        self._said: set[str] = set()
+
+    def look(self) -> int:
+        """Show what is new; returns how many trials are finished."""
+        self._show_messages()
+        finished = self.study.get_trials(deepcopy=False, states=FINISHED)
+        for trial in finished:
+            if trial.number not in self._known:
+                self._known.add(trial.number)
+                if self.on_trial is not None:
+                    self.on_trial(trial.number, *outcome_of(trial))
+        return len(finished)
+
+    def _show_messages(self) -> None:
+        """Those of the workers, once: what all of them say is said by one."""
+        for place, event in read_events(self.directory, self._place):
+            self._place = place
+            text = str(event.get("text", ""))
+            if event.get("event") == "message" and text not in self._said:
+                self._said.add(text)
+                level = logging.getLevelNamesMapping().get(str(event.get("level")).upper(), logging.INFO)
+                log.log(level, "%s", text)
+
+    def stop(self) -> None:
+        """Ask all workers that take part now to leave; each does when it has finished its trial."""
+        self.study.set_user_attr(STOP, time.time())
