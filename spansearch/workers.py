@@ -25,6 +25,8 @@ from spansearch.students import families, register
 log = logging.getLogger("spansearch")
 
 POLL = 0.2
+GRACE = 5.0
+"""Seconds that a worker has to stop in, when the process that asked for it is gone."""
 DEATHS = 10
 """So many workers may die without a trial finished in between; then something is wrong with all of them."""
 
@@ -73,6 +75,8 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(GRACE)
+    os._exit(1)  # safe at any moment: that is tested
 
 
 def orders(run: Callable[[str], Ended], count: int, device: str) -> list[Order]:
@@ -132,7 +136,7 @@ def supervise(wanted: Sequence[Order], look: Callable[[], int]) -> Ended:
         ended.append("interrupted")
     finally:
         for executor, _ in executors.values():
-            executor.shutdown(wait=True, kill_workers=True)  # safe at any moment: that is tested
+            executor.shutdown(wait=True, kill_workers=True)
     look()
     return _together(ended)
 
@@ -153,15 +157,11 @@ def on_cluster(
         TaskError: Dask is not installed. StudyError: the cluster cannot be reached, or what a worker raised.
     """
     with _cluster(address), ThreadPoolExecutor(1) as thread:
-        config = joblib.parallel_config(backend="dask", scheduler_host=address)
 
         def run() -> list[Ended]:
-            with config:
-                return list(
-                    joblib.Parallel(n_jobs=len(wanted), batch_size=1)(
-                        joblib.delayed(carry_out)(order) for order in wanted
-                    )
-                )
+            with joblib.parallel_config(backend="dask", scheduler_host=address):
+                each = (joblib.delayed(carry_out)(order) for order in wanted)
+                return list(joblib.Parallel(n_jobs=len(wanted), batch_size=1)(each))
 
         future = thread.submit(run)
         try:

@@ -8,8 +8,7 @@ import socket
 import time
 import uuid
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +51,16 @@ def find_study(url: str | None, directory: Path, name: str, study_file: Path | N
         raise NoStudyError(
             f"No study in {directory}.{beside} {start} (or, if it was run with --storage, give that again)."
         )
+    return _while_nobody_begins(url, directory, lambda: _load(url, directory, name, start))
+
+
+def _load(url: str | None, directory: Path, name: str, start: str) -> optuna.Study:
     storage = open_storage(url, directory)
-    names = [study.study_name for study in storage.get_all_studies()]
-    if name not in names:
-        raise NoStudyError(f"{_other(url, directory, names)} {start}")
-    return optuna.load_study(study_name=name, storage=storage)
+    with database_errors(url, directory):
+        names = [study.study_name for study in storage.get_all_studies()]
+        if name not in names:
+            raise NoStudyError(f"{_other(url, directory, names)} {start}")
+        return optuna.load_study(study_name=name, storage=storage)
 
 
 def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping[str, Any]) -> optuna.Study:
@@ -69,23 +73,32 @@ def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping
         StudyError: the directory holds another study, the study was created with another fingerprint (lists
             the fields that differ), or the storage cannot be used.
     """
-    study = _created(url, directory, name)
+    if file_of(url, directory) is not None:
+        make_directory(directory)
+    study = _while_nobody_begins(url, directory, lambda: _load_or_create(url, directory, name))
     with StudyLock(study, url, directory).held():
         _require_same_inputs(study, url, directory, fingerprint)
     return study
 
 
-def _created(url: str | None, directory: Path, name: str) -> optuna.Study:
-    """The study of a name, new where there is none; several may begin it at once."""
+def _while_nobody_begins(
+    url: str | None, directory: Path, opened: Callable[[], optuna.Study]
+) -> optuna.Study:
+    """Open a storage while no other process does: whoever comes first makes the tables, not at one stroke."""
     file = file_of(url, directory)
     if file is not None:
-        make_directory(directory)
-        with suppress(OSError), filelock.FileLock(lock_file(file)):
-            return _load_or_create(url, directory, name)  # tables are not made at one stroke
-        return _load_or_create(url, directory, name)  # it says better what is wrong with the place
+        lock = filelock.FileLock(lock_file(file))
+        try:
+            lock.acquire()
+        except OSError:  # it says better what is wrong with the place
+            return opened()
+        try:
+            return opened()
+        finally:
+            lock.release()
     for attempt in range(ATTEMPTS):
         try:
-            return _load_or_create(url, directory, name)
+            return opened()
         except (SaveError, optuna.exceptions.DuplicatedStudyError) as error:
             begun = isinstance(error, optuna.exceptions.DuplicatedStudyError) or "exist" in str(error)
             if not begun or attempt + 1 == ATTEMPTS:

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.kill_study import MOMENTS
 from spansearch.errors import StudyError
+from spansearch.events import read_events
 from spansearch.store import find_study
 from spansearch.trials import FINISHED
 
@@ -72,11 +73,14 @@ class Runner:
     storage: str | None
     total: int
 
-    def start(self, kill_at: str = "", slowly: float = 0.0) -> subprocess.Popen[bytes]:
+    def start(
+        self, kill_at: str = "", slowly: float = 0.0, lease: float | None = None
+    ) -> subprocess.Popen[bytes]:
         storage = ["--storage", self.storage] if self.storage else []
         command = [sys.executable, "-m", "spansearch", "run", str(STUDY), "--dir", str(self.directory)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILL_AT": kill_at}
         environment |= {"SLOWLY": str(slowly)} if slowly else {}
+        environment |= {"LEASE": str(lease)} if lease else {}
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "said.log").open("ab") as said:
             return subprocess.Popen(
@@ -199,5 +203,27 @@ def killed_in_a_crowd(
         crowd[crowd.index(victim)] = runner.start(slowly=0.2)
     for one in crowd:
         runner._wait(one, report)
+    report.seconds = time.monotonic() - started
+    return runner.examine(report, {})
+
+
+def paused(runner: Runner, lease: float) -> Report:
+    """Two processes, one of which is stopped in the middle of a trial until its lease has run out and the
+    other one has finished the study; then it wakes up.
+
+    Args:
+        lease: seconds, short enough to wait for.
+    """
+    report = Report()
+    started = time.monotonic()
+    first = runner.start(slowly=0.5, lease=lease)
+    while not any(event["event"] == "took" for _, event in read_events(runner.directory)):
+        time.sleep(0.05)
+    first.send_signal(signal.SIGSTOP)
+    other = runner.start(lease=lease)
+    runner._wait(other, report)
+    first.send_signal(signal.SIGCONT)
+    runner._wait(first, report)  # it survives, and sees that there is nothing left to do
+    report.kills["paused"] = 1
     report.seconds = time.monotonic() - started
     return runner.examine(report, {})

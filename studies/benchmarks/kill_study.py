@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import spansearch as ss
 from spansearch import fitter, preparation, proposal, workbench
 from spansearch.search import SeededSampler
-from spansearch.store import Crew, StudentFiles, files
+from spansearch.store import Crew, StudentFiles, files, leases
 
 Batch = tuple[Tensor, Tensor]
 
@@ -112,6 +112,8 @@ def _kill_at(moment: str, count: int, late: bool) -> None:
 if os.environ.get("KILL_AT"):
     _moment, _count, _late = os.environ["KILL_AT"].split(":")
     _kill_at(_moment, int(_count), _late == "late")
+if os.environ.get("LEASE"):
+    leases.LEASE = float(os.environ["LEASE"])
 if os.environ.get("SLOWLY"):  # so that several workers have time to meet
     _fit = fitter.fit_student
 
