@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from spansearch.batches import Batch, cloned, describe
 from spansearch.calibration import Calibration
+from spansearch.deadline import require_time
 from spansearch.divergence import Divergence, divergence
 from spansearch.errors import DataError, SpanSearchError, TaskError
 from spansearch.fit import CLIP, FitSettings, one_cycle
@@ -144,6 +145,7 @@ class Distillation:
             if self._labels is None:
                 self._labels = self._weight_of_labels() if self.task.loss else 0.0
             for step, lesson in enumerate(islice(self.lessons.fit(draw), settings.steps), 1):
+                require_time()
                 loss, labels = self._losses(lesson)
                 self._assign(self._gradients(loss + self._labels * labels))
                 torch.nn.utils.clip_grad_norm_(self._trained, CLIP)

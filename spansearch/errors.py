@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
+import torch
+
 
 class SpanSearchError(Exception):
     """Base of everything spansearch raises on purpose; the command line prints it without a traceback."""
@@ -48,6 +50,14 @@ def causes(error: BaseException) -> Iterator[BaseException]:
             seen.add(id(one))
             yield one
             waiting += [one.__cause__, one.__context__]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did an error come of too little memory, of the device or of the machine?"""
+    return any(
+        isinstance(one, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(one)
+        for one in causes(error)
+    )
 
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}

@@ -120,8 +120,8 @@ def scores_on_test(
     teacher_scores = group_scores(bench.test, bench.teacher)
     weights = list(_weights(bench.test))
     found = {**known, "teacher": bench.test.teacher_score, "data": data, "weights": weights}
-    for number, splice, outcome in bench.track(missing, "scoring on test"):
-        found[str(number)] = score_on_test(bench.test, load(splice, outcome), teacher_scores, seed)
+    for number, _, outcome in bench.track(missing, "scoring on test"):
+        found[str(number)] = score_on_test(bench.test, load(number, outcome), teacher_scores, seed)
     return found
 
 

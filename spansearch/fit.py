@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spansearch.calibration import Part
+from spansearch.deadline import require_time
 from spansearch.errors import DataError, TaskError
 from spansearch.spans.masks import takes_mask
 
@@ -234,6 +235,7 @@ def fit_by_gradient(
     device = torch.device(data.device)
     mixed = device.type in MIXED and all(weight.dtype == torch.float32 for weight in student.parameters())
     for indices in _batches(len(data.x), settings, generator):
+        require_time()
         inputs, y, keep = data.fit_batch(indices, student)
         with torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext():
             made = student(*inputs)

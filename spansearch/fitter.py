@@ -6,13 +6,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import nn
 
 from spansearch.compose import Composition, Part
-from spansearch.errors import StudyError
-from spansearch.fit import GiveUp, find_rate
+from spansearch.errors import StudyError, is_out_of_memory
+from spansearch.fit import FitSettings, GiveUp, find_rate
 from spansearch.recipe import Splice
 from spansearch.search import Search
 from spansearch.search.library import Library
@@ -24,6 +26,8 @@ from spansearch.workbench import Workbench
 log = logging.getLogger("spansearch")
 
 KEPT = 16  # students fitted for compositions, in case the next one asks for the same
+LEAST_BATCH = 4  # examples
+T = TypeVar("T")
 HARDLY = 0.8  # held-out error of a fit that has learnt next to nothing; 1 is the mean
 
 
@@ -41,6 +45,20 @@ class Rates:
         if key not in self.known:
             self.known[key] = search()
         return self.known[key]
+
+
+def with_room(fit: FitSettings, made: Callable[[FitSettings], T]) -> T:
+    """What is made in batches; where there is too little memory for them, in smaller ones."""
+    while True:
+        try:
+            return made(fit)
+        except Exception as error:
+            if not is_out_of_memory(error) or fit.batch_size <= LEAST_BATCH:
+                raise
+            fit = replace(fit, batch_size=max(LEAST_BATCH, fit.batch_size // 2))
+            log.warning("too little memory: tried again in batches of %d", fit.batch_size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 class Fitter:
@@ -82,7 +100,10 @@ class Fitter:
             give_up: as of ``fit_student``. Not asked where a fit has hardly learnt anything by then: that may
                 be the rate's fault.
         """
-        evidence, seed, fit = self.bench.evidence, self.seed_of(one), self.settings.fit
+        return with_room(self.settings.fit, lambda fit: self._fit(one, span, give_up, fit))
+
+    def _fit(self, one: Splice, span: Span, give_up: GiveUp | None, fit: FitSettings) -> Fitted:
+        evidence, seed = self.bench.evidence, self.seed_of(one)
         tested = []
 
         def test(start: Callable[[], nn.Module]) -> float:

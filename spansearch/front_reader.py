@@ -13,10 +13,10 @@ from spansearch.errors import StudyError
 from spansearch.final_scores import scores_on_test, with_neighbours
 from spansearch.outcome import Outcome
 from spansearch.proposal import rebuild
-from spansearch.recipe import Splice
+from spansearch.repair import Repair
 from spansearch.results import Front, StoredTrial, cheapest_first, members_of, select
 from spansearch.saved import save
-from spansearch.search import Constraints
+from spansearch.search import Constraints, Search
 from spansearch.store import StudentFiles, require_same_format
 from spansearch.summary import about, cost_of, summarise
 from spansearch.trials import FINISHED, outcome_of
@@ -29,11 +29,12 @@ class FrontReader:
     Args:
         study: its storage.
         bench: teacher and data; used where models are loaded or scored.
+        settings: the search's.
         files: the students.
     """
 
-    def __init__(self, study: OptunaStudy, bench: Workbench, files: StudentFiles) -> None:
-        self.study, self.bench, self.files = study, bench, files
+    def __init__(self, study: OptunaStudy, bench: Workbench, settings: Search, files: StudentFiles) -> None:
+        self.study, self.bench, self.settings, self.files = study, bench, settings, files
 
     def front(self, x: str | None, y: str, split: str, closed_form: bool) -> Front:
         """As Study.front."""
@@ -60,16 +61,18 @@ class FrontReader:
         summary = summarise(self.bench.task.name, trials, running, chosen, attributes)
         return Front(x, y, members, {**summary, "constraints": about(trials, constraints)})
 
-    def load(self, splice: Splice | None, outcome: Outcome) -> nn.Module:
-        assert splice is not None
-        self._require_teacher()
-        return rebuild(self.bench, self.files, outcome.recipe, outcome.details.get("student", {}))
+    def load(self, number: int, outcome: Outcome) -> nn.Module:
+        """The model of a trial; where its student's file is gone or damaged, that is fitted again."""
+        return rebuild(self.bench, self.files, outcome.recipe, self._entry(number, outcome))
 
-    def _save(self, outcome: Outcome, directory: Path, known: dict[str, Any]) -> None:
-        self._require_teacher()
+    def _save(self, number: int, outcome: Outcome, directory: Path, known: dict[str, Any]) -> None:
+        entry = self._entry(number, outcome)
         teacher = {"class": type(self.bench.teacher).__qualname__, "sha256": self.bench.teacher_hash}
-        state = self.files.load(outcome.details.get("student", {}))
-        save(directory, outcome.recipe, state, teacher, self.bench.found.reach, known)
+        save(directory, outcome.recipe, self.files.load(entry), teacher, self.bench.found.reach, known)
+
+    def _entry(self, number: int, outcome: Outcome) -> dict[str, Any]:
+        self._require_teacher()
+        return Repair(self.study, self.bench, self.settings, self.files).entry(number, outcome)
 
     def _require_teacher(self) -> None:
         stored = self.study.user_attrs["fingerprint"]

@@ -11,6 +11,7 @@ from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial
 
 from spansearch.assignments import Assignments, Params
+from spansearch.deadline import deadline
 from spansearch.errors import DiskFullError, StudyError, causes
 from spansearch.events import Events
 from spansearch.fitter import Rates
@@ -53,6 +54,7 @@ class Loop:
         files: where students are kept.
         crew: the study's workers; this process has to join them before it runs any trial.
         events: the run's log; nothing is written down where there is none.
+        max_trial_seconds: that a trial may take.
 
     Raises:
         StudyError: teacher or data are not those the study was created with. SpanError: no legal span.
@@ -67,12 +69,13 @@ class Loop:
         files: StudentFiles,
         crew: Crew | None = None,
         events: Events | None = None,
+        max_trial_seconds: float | None = None,
     ) -> None:
         self.study, self.url, self.bench, self.space, self.files = study, url, bench, space, files
         self.crew = crew or Crew(study, StudyLock(study, url, bench.directory), bench.directory)
         self.events = events or Events(None, self.crew.worker)
         files.patiently = self._patiently
-        self.name = bench.task.name
+        self.name, self.max_trial_seconds = bench.task.name, max_trial_seconds
         started = time.perf_counter()
         self._spent: dict[str, float] = {}
         self._make_ready(started)
@@ -119,7 +122,8 @@ class Loop:
         )
 
     def run(self, trials: int, timeout: float | None, on_trial: OnTrial | None) -> Ended:
-        """Run trials until the study has ``trials`` finished ones, or its seconds reach ``timeout``.
+        """Run trials until the study has ``trials`` finished ones, or its seconds reach ``timeout``. One that
+        takes longer than ``max_trial_seconds`` fails.
 
         Raises:
             FailedStudyError: ten trials in a row failed alike.
@@ -155,7 +159,8 @@ class Loop:
     def _carry_out(self, trial: Trial, params: Params, on_trial: OnTrial | None) -> Outcome:
         """One trial from its parameters to what is kept of it."""
         self.events.say("took", trial=trial.number, params=params)
-        splice, outcome = self._one(trial.number, params)
+        with deadline(self.max_trial_seconds):
+            splice, outcome = self._one(trial.number, params)
         seconds = outcome.details.get("seconds", {})
         for key in ("fitting", "evaluating"):
             self._spend(key, seconds.get(key, 0.0))

@@ -12,7 +12,8 @@ from spansearch.compose import Composition
 from spansearch.distil import Distillation, Distilled
 from spansearch.errors import SaveError
 from spansearch.evaluate import Measures
-from spansearch.fitter import Rates
+from spansearch.fit import FitSettings
+from spansearch.fitter import Rates, with_room
 from spansearch.front import hypervolume, non_dominated
 from spansearch.memory import Memory
 from spansearch.outcome import Outcome, failed, loss, value
@@ -132,19 +133,22 @@ class Polisher:
         return Outcome("complete", before, details, known.recipe)
 
     def _distilled(self, model: Any, before: Measures) -> Distilled:
+        return with_room(self.settings.fit, lambda fit: self._distilled_in_batches(model, before, fit))
+
+    def _distilled_in_batches(self, model: Any, before: Measures, fit: FitSettings) -> Distilled:
         bench, steps = self.bench, self.settings.polish_steps
         training = Distillation(
             model,
             bench.teacher,
             bench.evidence.calibration,
             bench.validation.divergence_kind,
-            self.settings.fit.batch_size,
+            fit.batch_size,
             self.settings.seed,
         )
         # how far a model has to go decides on its rate: one for each power of ten
         size = math.floor(math.log10(max(before.divergence, 1e-12)))
         rate = self.rates.of(f"polish 1e{size}", lambda: training.find_rate(steps))
-        return training.run(rate, replace(self.settings.fit, steps=steps, check_every=max(1, steps // LOOKS)))
+        return training.run(rate, replace(fit, steps=steps, check_every=max(1, steps // LOOKS)))
 
     def _save(self, known: Outcome, composed: Composition) -> dict[str, str]:
         origin = {

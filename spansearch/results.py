@@ -21,9 +21,9 @@ from spansearch.search import Constraints
 COSTS = ("flops", "params", "latency", "flops_ratio", "params_ratio", "latency_ratio")
 MEASURES = (*COSTS[:3], "score_drop", "divergence", *COSTS[3:])
 StoredTrial = tuple[int, Splice | None, Outcome]
-Load = Callable[[Splice | None, Outcome], nn.Module]
-"""Makes a trial's model."""
-Save = Callable[[Outcome, Path, dict[str, Any]], None]
+Load = Callable[[int, Outcome], nn.Module]
+"""Makes a trial's model, given its number."""
+Save = Callable[[int, Outcome, Path, dict[str, Any]], None]
 """Writes a trial's model to a directory, with what is known of it."""
 
 
@@ -252,8 +252,8 @@ def members_of(
             outcome.gradient,
             outcome.polished,
             outcome.details.get("latency"),
-            partial(load, splice, outcome),
-            partial(save, outcome),
+            partial(load, number, outcome),
+            partial(save, number, outcome),
         )
         for number, splice, outcome in chosen
         if splice is not None and outcome.measures is not None

@@ -41,7 +41,7 @@ from spansearch.store import (
 from spansearch.task import Task
 from spansearch.trials import FINISHED
 from spansearch.workbench import Workbench
-from spansearch.workers import on_cluster, orders, supervise
+from spansearch.workers import on_cluster, orders, supervise, take_part
 
 log = logging.getLogger("spansearch")
 
@@ -156,6 +156,7 @@ class Study:
         on_trial: OnTrial | None = None,
         workers: int = 1,
         dask: str | None = None,
+        max_trial_seconds: float | None = None,
     ) -> Ended:
         """Create, resume or join, until the study has ``trials`` finished trials.
 
@@ -169,6 +170,7 @@ class Study:
             workers: processes that take part; they share torch's threads and the CUDA devices.
             dask: address of a Dask scheduler, ``tcp://host:8786``, whose cluster the workers run on. The
                 run's directory and the study file have to be there, under the same path.
+            max_trial_seconds: a trial that takes longer fails, with that reason.
 
         Returns:
             ``done`` when the total is reached, ``timeout``, or ``interrupted`` by Ctrl-C: then the trial in
@@ -182,6 +184,8 @@ class Study:
             raise StudyError(f"trials must be at least 1, got {trials}.")
         if timeout is not None and not timeout > 0:
             raise StudyError(f"timeout must be above 0 seconds, got {timeout}.")
+        if max_trial_seconds is not None and not max_trial_seconds > 0:
+            raise StudyError(f"max_trial_seconds must be above 0, got {max_trial_seconds}.")
         if workers < 1:
             raise StudyError(f"workers must be at least 1, got {workers}.")
         with database_errors(self.storage, self.directory):
@@ -191,8 +195,9 @@ class Study:
                 if over is not None:
                     return over
                 if workers > 1 or dask is not None:
-                    return self._run_workers(trials, timeout, on_trial, workers, dask)
-                return self._run(trials, timeout, on_trial)
+                    part = partial(take_part, trials, timeout, max_trial_seconds)
+                    return self._run_workers(part, on_trial, workers, dask)
+                return self._run(trials, timeout, max_trial_seconds, on_trial)
             except KeyboardInterrupt as stop:
                 if unsaved(stop):  # it came while a full disk was being dealt with
                     raise
@@ -217,7 +222,9 @@ class Study:
             closed_form: only of the models that were made without a gradient step.
         """
         with database_errors(self.storage, self.directory):
-            return FrontReader(self.optuna, self.bench, self.files).front(x, y, split, closed_form)
+            return FrontReader(self.optuna, self.bench, self.search, self.files).front(
+                x, y, split, closed_form
+            )
 
     def status(self) -> Status:
         """Who works on the study, how far it is, at what rate, and what went wrong last."""
@@ -254,7 +261,9 @@ class Study:
             return "timeout"
         return None
 
-    def _run(self, trials: int, timeout: float | None, on_trial: OnTrial | None) -> Ended:
+    def _run(
+        self, trials: int, timeout: float | None, longest: float | None, on_trial: OnTrial | None
+    ) -> Ended:
         """As one worker."""
         study = self.optuna
         crew = Crew(study, StudyLock(study, self.storage, self.directory), self.directory)
@@ -266,7 +275,7 @@ class Study:
             events.say("joined", pid=os.getpid(), host=socket.gethostname(), trials=trials)
             ended: Ended | Literal["failed"] = "failed"
             try:
-                loop = Loop(study, self.storage, self.bench, self.space, self.files, crew, events)
+                loop = Loop(study, self.storage, self.bench, self.space, self.files, crew, events, longest)
                 ended = loop.run(trials, timeout, on_trial)
                 return ended
             except KeyboardInterrupt:
@@ -276,7 +285,7 @@ class Study:
                 events.say("left", why=ended)
 
     def _run_workers(
-        self, trials: int, timeout: float | None, on_trial: OnTrial | None, count: int, dask: str | None
+        self, part: Callable[..., Ended], on_trial: OnTrial | None, count: int, dask: str | None
     ) -> Ended:
         """As many workers in other processes; this one looks on."""
         made: Callable[..., Study]
@@ -285,13 +294,8 @@ class Study:
         else:
             made = partial(Study.open, self.source, seed=self.search.seed, changes=self.search.changes)
         made = partial(made, directory=self.directory, storage=self.storage)
-        wanted = orders(partial(_take_part, made, trials, timeout), count, self.device)
+        wanted = orders(partial(part, made), count, self.device)
         onlooker = Onlooker(self.optuna, self.directory, on_trial)
         if dask is None:
             return supervise(wanted, onlooker.look)
         return on_cluster(dask, wanted, onlooker.look, onlooker.stop)
-
-
-def _take_part(made: Callable[..., Study], trials: int, timeout: float | None, device: str) -> Ended:
-    """As a worker in a process of its own."""
-    return made(device=device).run(trials, timeout)

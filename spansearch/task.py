@@ -27,6 +27,7 @@ from spansearch.batches import (
     main_output,
     to_device,
 )
+from spansearch.deadline import require_time
 from spansearch.errors import DataError, SpanSearchError, TaskError
 
 __all__ = [
@@ -194,6 +195,7 @@ class Task:
         Raises:
             TaskError: the model does not run on the batch, or no tensor comes out.
         """
+        require_time()  # nearly everything that takes long calls a model
         try:
             if self.forward is not None:
                 value = self.forward(model, batch)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import joblib
 import torch
@@ -69,6 +70,19 @@ def carry_out(order: Order) -> Ended:
 def _is_of_program(kind: type) -> bool:
     """Is a family neither ours nor of a study file, which a worker reads by itself?"""
     return not kind.__module__.startswith(("spansearch.", MODULE_PREFIX))
+
+
+def take_part(
+    trials: int, timeout: float | None, longest: float | None, made: Callable[..., Any], device: str
+) -> Ended:
+    """Run a study in this process, as one worker.
+
+    Args:
+        longest: seconds that a trial may take.
+        made: makes the study, given the device.
+    """
+    ended: Ended = made(device=device).run(trials, timeout, max_trial_seconds=longest)
+    return ended
 
 
 def _watch(parent: int) -> None:

@@ -1,6 +1,7 @@
 """One thread: the suites share cores, and fits are the same on every machine they run on."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -10,6 +11,7 @@ import torch
 from spansearch.students import base
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tasks.py and study_runs.py
+sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 torch.set_num_threads(1)
 
 
@@ -22,6 +24,18 @@ def own_families():
         base._REGISTRY.clear()
         base._REGISTRY.update(before)
         base._announced.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """The URL of a PostgreSQL server of the tests' own."""
+    from benchmarks.postgresql import NoServerError, postgresql
+
+    try:
+        with postgresql() as url:
+            yield url
+    except NoServerError as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ import tasks
 from torch import nn
 
 import spansearch as ss
-from spansearch.front_reader import FrontReader
 from spansearch.outcome import Outcome
-from spansearch.recipe import Splice
+from spansearch.proposal import rebuild
 from spansearch.trials import outcome_of
 
 TOTAL = 14
@@ -47,6 +46,6 @@ def outcomes(study: ss.Study) -> list[tuple[Any, Any]]:
     return [outcome_of(trial) for trial in study.finished()]
 
 
-def load(study: ss.Study, splice: Splice, outcome: Outcome) -> nn.Module:
-    """The model of a trial."""
-    return FrontReader(study.optuna, study.bench, study.files).load(splice, outcome)
+def load(study: ss.Study, outcome: Outcome) -> nn.Module:
+    """The model of a trial, as it is stored."""
+    return rebuild(study.bench, study.files, outcome.recipe, outcome.details["student"])

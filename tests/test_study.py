@@ -346,7 +346,7 @@ def test_compositions_are_measured_stored_and_known_to_a_resumed_study(
         assert outcome.measures is not None
         assert "predicted" in outcome.details or "polish" in outcome.details
         assert outcome.measures.flops_ratio <= trial.params["budget"] + 1e-6
-        model = load(straight, outcome.recipe[0], outcome)
+        model = load(straight, outcome)
         assert straight.bench.validation.measure(model) == outcome.measures
     stopped = new(tmp_path / "stopped", "cnn", families=families)
     stopped.run(13)
@@ -374,7 +374,7 @@ def test_a_healed_splice_is_kept_only_where_it_is_better(tmp_path: Path) -> None
         if splice in before:
             assert before[splice].divergence == was
         better += outcome.measures.divergence < was
-        model = load(healed, splice, outcome)
+        model = load(healed, outcome)
         assert healed.bench.validation.measure(model) == outcome.measures
     assert better
 

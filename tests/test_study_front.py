@@ -103,15 +103,6 @@ def test_members_load_whatever_the_search_settings_are_now(tmp_path: Path) -> No
     assert all(isinstance(member.load(), nn.Module) for member in other.front())
 
 
-def test_a_damaged_student_of_a_member_is_refused_by_name(tmp_path: Path) -> None:
-    study = new(tmp_path)
-    study.run(3)
-    for path in (tmp_path / "students").iterdir():
-        path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ss.StudyError, match=r"students.*SHA-256"):
-        study.front()[0].load()
-
-
 def test_a_stored_student_that_does_not_fit_its_splice_is_refused(tmp_path: Path) -> None:
     study = new(tmp_path)
     study.run(3)

@@ -85,7 +85,7 @@ def test_one_is_kept_where_validation_confirms_it_and_loads_as_it_was_measured(p
             0.0, polished.bench.validation.teacher_score - before["score"]
         )
         for _ in range(2):
-            model = load(polished, outcome.recipe[0], outcome)
+            model = load(polished, outcome)
             assert polished.bench.validation.measure(model) == after
     members = polished.front()
     assert any(member.polished for member in members)
@@ -141,7 +141,7 @@ def test_a_model_made_worse_is_not_kept(tmp_path: Path, monkeypatch: pytest.Monk
         assert outcome.details["polished"]["divergence"] > outcome.details["unpolished"]["divergence"]
         assert outcome.details["student"] == source.details["student"]
         assert number not in [member.trial for member in study.front()]
-        model = load(study, outcome.recipe[0], outcome)
+        model = load(study, outcome)
         assert study.bench.validation.measure(model) == source.measures
     data = study.front().to_json()["hypervolume"]
     assert not any(member.polished for member in study.front()) and data["closed_form"]

@@ -32,6 +32,7 @@ from spansearch.study import Study
     "--trials", type=click.IntRange(1), default=100, show_default=True, help="The study's total of trials."
 )
 @click.option("--timeout", type=Duration(), help="Of the study over all its runs, e.g. 90, 30m, 2h.")
+@click.option("--max-trial-seconds", type=Duration(), help="A trial that takes longer fails.")
 @click.option(
     "--workers",
     type=click.IntRange(1),
@@ -49,6 +50,7 @@ def run(
     directory: Path | None,
     trials: int,
     timeout: float | None,
+    max_trial_seconds: float | None,
     workers: int,
     dask: str | None,
     storage: str | None,
@@ -80,7 +82,7 @@ def run(
             console.print(f"[{finished}/{trials}] trial {trial}: {_line(splice, outcome)}")
 
     try:
-        ended = opened.run(trials, timeout, show, workers, dask)
+        ended = opened.run(trials, timeout, show, workers, dask, max_trial_seconds)
     finally:
         bar.stop()
     finished = len(opened.finished())

@@ -10,9 +10,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from optuna.trial import TrialState, create_trial
+
+import spansearch as ss
 from benchmarks.kill_study import MOMENTS
+from spansearch.assignments import Assignments
 from spansearch.errors import StudyError
 from spansearch.events import read_events
 from spansearch.store import find_study
@@ -227,3 +232,57 @@ def paused(runner: Runner, lease: float) -> Report:
     report.kills["paused"] = 1
     report.seconds = time.monotonic() - started
     return runner.examine(report, {})
+
+
+def together(runner: Runner, workers: int) -> Report:
+    """Some processes at once, nobody killed; seconds are from the first trial to the last."""
+    report = Report()
+    crowd = [runner.start(slowly=0.05) for _ in range(workers)]
+    for one in crowd:
+        runner._wait(one, report)
+    runner.examine(report, {})
+    trials = find_study(runner.storage, runner.directory, NAME).trials
+    began = min(trial.datetime_start for trial in trials if trial.datetime_start)
+    ended = max(trial.datetime_complete for trial in trials if trial.datetime_complete)
+    report.seconds = (ended - began).total_seconds()
+    return report
+
+
+def long_study(directory: Path, length: int) -> dict[str, float]:
+    """Seconds until a study of very many trials, written down without being made, begins its next one; and to
+    ask for one (median)."""
+    study = ss.Study.open(STUDY, directory=directory)
+    study.run(30)
+    models = [trial for trial in study.optuna.trials if trial.state is TrialState.COMPLETE]
+    draw = random.Random(0)
+    missing = length - len(study.optuna.trials)
+    for _ in range(missing):
+        one = draw.choice(models)
+        study.optuna.add_trial(
+            create_trial(
+                state=TrialState.COMPLETE,
+                params={**one.params, "width": draw.uniform(0.02, 1.0)},
+                distributions=one.distributions,
+                values=[value * draw.uniform(0.5, 2.0) for value in one.values],
+                user_attrs=one.user_attrs,
+                system_attrs=one.system_attrs,
+            )
+        )
+    began, asks = [], []
+    again = ss.Study.open(STUDY, directory=directory)
+    original = Assignments.next
+
+    def timed(self: Assignments, total: int) -> Any:
+        started = time.perf_counter()
+        given = original(self, total)
+        asks.append(time.perf_counter() - started)
+        began.append(time.perf_counter())
+        return given
+
+    Assignments.next = timed  # type: ignore[method-assign]
+    try:
+        started = time.perf_counter()
+        again.run(length + 8)
+    finally:
+        Assignments.next = original  # type: ignore[method-assign]
+    return {"resume": began[0] - started, "ask": median(asks[1:-1])}

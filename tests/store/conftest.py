@@ -1,19 +1,13 @@
 """Every storage that a study can be in."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pytest
-from servers import database, postgresql
+
+from benchmarks.postgresql import database
 
 STORAGES = ("directory", "sqlite", "journal", pytest.param("postgresql", marks=pytest.mark.slow))
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    with postgresql() as url:
-        yield url
 
 
 @pytest.fixture(params=STORAGES)
@@ -21,7 +15,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
     """The URL of an empty storage; None for that of the directory."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if request.param == "postgresql":
-        return database(request.getfixturevalue("server"))
+        return database(request.getfixturevalue("postgresql_server"))
     return {
         "directory": None,
         "sqlite": f"sqlite:///{tmp_path}/a.db",

@@ -174,7 +174,7 @@ def test_a_grown_student_is_stored_told_and_found_again(tmp_path: Path, monkeypa
         assert splice is not None and splice.depth == outcome.details["depth"] == 2 and "x2" in str(splice)
         if "duplicate_of" not in outcome.details:
             assert [step["kept"] for step in outcome.details["growth"]][:2] == [True, True]
-        model = load(study, splice, outcome)
+        model = load(study, outcome)
         assert outcome.measures is not None
         assert study.bench.validation.measure(model) == outcome.measures
     front = study.front()

@@ -1,4 +1,4 @@
-"""Servers that tests start themselves, on ports of their own, and stop again."""
+"""A PostgreSQL server of one's own, on a free port, for as long as it is needed."""
 
 import contextlib
 import os
@@ -9,12 +9,16 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
 import sqlalchemy
 
 USER = "spansearch"
+
+
+class NoServerError(Exception):
+    """There can be none: what it needs is not installed."""
 
 
 def free_port() -> int:
@@ -27,7 +31,7 @@ def _program(name: str) -> str:
     beside = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
     found = str(beside[-1]) if beside else shutil.which(name)
     if found is None:
-        pytest.skip(f"PostgreSQL's {name} is not installed (apt-get install postgresql)")
+        raise NoServerError(f"PostgreSQL's {name} is not installed (apt-get install postgresql)")
     return found
 
 
@@ -35,7 +39,8 @@ def _program(name: str) -> str:
 def postgresql() -> Iterator[str]:
     """The URL of a server without databases of its own, which is gone afterwards."""
     initdb, control = _program("initdb"), _program("pg_ctl")
-    pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+    if not find_spec("psycopg"):
+        raise NoServerError("psycopg is not installed: pip install 'spansearch[postgres]'")
     with tempfile.TemporaryDirectory(prefix="spansearch-postgresql-") as folder:
         data, port = Path(folder) / "data", free_port()
         as_user = {}
