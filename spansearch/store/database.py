@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import traceback
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -164,6 +166,13 @@ def database_errors(url: str | None, directory: Path) -> Iterator[None]:
     """
     try:
         yield
+    except json.JSONDecodeError as error:
+        if not _in_optuna(error):  # of a study file, say
+            raise
+        raise SaveError(
+            f"The database {shown(url, directory)} holds values that cannot be read ({error}): it was "
+            "damaged or changed by hand. Restore it, or give another --dir or --storage."
+        ) from error
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         where = shown(url, directory)
         origin: BaseException = (
@@ -187,6 +196,14 @@ def database_errors(url: str | None, directory: Path) -> Iterator[None]:
             f"The database {where} cannot be used: {cause}. It may be damaged, not a database, not "
             "reachable, or not readable by this user. Restore it, or give another --dir or --storage."
         ) from error
+
+
+def _in_optuna(error: BaseException) -> bool:
+    """Was it Optuna that read what is wrong?"""
+    return any(
+        str(frame.f_globals.get("__name__", "")).startswith("optuna.storages")
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def _without_secrets(text: str, url: str | None) -> str:

@@ -24,6 +24,14 @@ from spansearch.store.source import run_beside
 OBJECTIVES = 2  # the loss, and a cost
 MARK = ".students"
 """The file by which a run's directory is known again on another machine, where it has another path."""
+STUDY_VALUES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("fingerprint", "teacher", "linear_errors", "missed", "rates", "seconds", "test"), dict),
+    **dict.fromkeys(("students", "repaired"), dict),
+    "seeds": list,
+    "stop": (int, float),
+}
+"""Kinds of the user attributes of a study."""
+TRIAL_VALUES: dict[str, type | tuple[type, ...]] = {"details": dict, "measures": dict, "recipe": list}
 ATTEMPTS = 10
 """To begin a study in a database, where others do so at the same time."""
 
@@ -60,7 +68,28 @@ def _load(url: str | None, directory: Path, name: str, start: str) -> optuna.Stu
         names = [study.study_name for study in storage.get_all_studies()]
         if name not in names:
             raise NoStudyError(f"{_other(url, directory, names)} {start}")
-        return optuna.load_study(study_name=name, storage=storage)
+        return _sound(optuna.load_study(study_name=name, storage=storage), url, directory)
+
+
+def _sound(study: optuna.Study, url: str | None, directory: Path) -> optuna.Study:
+    """The study, where what is written of it is of the kinds that are written; it is data, whoever wrote it.
+
+    Raises:
+        StudyError: it is not.
+    """
+    trials = study.get_trials(deepcopy=False)
+    values = [("the study", key, value, STUDY_VALUES.get(key)) for key, value in study.user_attrs.items()]
+    for trial in trials:
+        about = f"trial {trial.number}"
+        values += [(about, key, value, TRIAL_VALUES.get(key)) for key, value in trial.user_attrs.items()]
+    for about, key, value, kinds in values:
+        if kinds is not None and not isinstance(value, kinds):
+            raise StudyError(
+                f"In {shown(url, directory)} {key!r} of {about} is {str(value)[:40]!r}, which spansearch "
+                "does not write: it was damaged or changed by hand. Restore it, or give another --dir or "
+                "--storage."
+            )
+    return study
 
 
 def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping[str, Any]) -> optuna.Study:
@@ -112,7 +141,7 @@ def _load_or_create(url: str | None, directory: Path, name: str) -> optuna.Study
     with database_errors(url, directory):
         names = [study.study_name for study in storage.get_all_studies()]
         if name in names:
-            return optuna.load_study(study_name=name, storage=storage)
+            return _sound(optuna.load_study(study_name=name, storage=storage), url, directory)
         if names and url is None:
             raise StudyError(f"{_other(url, directory, names)} Give this one another --dir.")
         return optuna.create_study(study_name=name, storage=storage, directions=["minimize"] * OBJECTIVES)

@@ -4,6 +4,7 @@ from typing import Any
 
 from benchmarks.pages import table
 
+TITLES = {"again": "One process at a time", "crowd": "Several at once", "paused": "Paused"}
 FLAWS = ("lost", "stuck", "duplicates", "damaged")
 
 
@@ -13,10 +14,11 @@ def markdown(results: dict[str, Any]) -> str:
     parts = [
         "# Studies whose processes are killed",
         f"`{results['command']}`\n\n{results['date']}; seed {results['seed']}; {versions}.",
-        "`lost`: trials that were finished once and later were not, or came to something else; `stuck`: trials "
-        "that nobody finished; `twice`: numbers used twice, or missing; `damaged`: students that do not open or "
-        "do not match their hash; `differ`: trials that are not those of a run that was left alone, students' "
-        "hashes included (of one process at a time). Targets: 0 each, and as many trials as were asked for.",
+        "`lost`: trials that were finished once and later were not, or came to something else; `stuck`: "
+        "trials that nobody finished; `twice`: numbers used twice, or missing; `damaged`: students that do "
+        "not open or do not match their hash; `differ`: trials that are not those of a run that was left "
+        "alone, students' hashes included (of one process at a time). Targets: 0 each, and as many trials as "
+        "were asked for.",
     ]
     for part, title in (
         ("again", "One process at a time"),
@@ -88,8 +90,8 @@ def _together(runs: list[dict[str, Any]]) -> list[str]:
             ]
         )
     text = (
-        "Processes that start at once on one SQLite file, one thread each; seconds are from the first trial of "
-        "any of them to the last."
+        "Processes that start at once on one SQLite file, one thread each; seconds are from the first trial "
+        "of any of them to the last."
     )
     heads = ["processes", "trials", "a second", "over one process", "target", "locked out (0)"]
     return ["## Together", text, table(heads, rows)]

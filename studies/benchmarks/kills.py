@@ -3,18 +3,20 @@
     pip install -c constraints.txt -e ".[postgres]"
     python studies/benchmarks/kills.py
 
-A study of some seconds (kill_study.py), whose processes die by SIGKILL: two of three at a named moment of their
-work, the third at any time. Kept are what finished trials came to, which may not change afterwards. Five parts:
+A study of some seconds (kill_study.py), whose processes die by SIGKILL: two of three at a named moment of
+their work, the third at any time. Kept are what finished trials came to, which may not change afterwards. It
+has five parts:
 
-- again and again: one process at a time, --kills of them, for each storage; at the end the table of trials and
-  the hashes of students are compared with those of a run that was left alone;
-- crowd: --workers processes at one storage, one of them killed every few seconds and another one started;
+- again: one process at a time, --kills of them, for each storage; at the end the table of trials and the
+  hashes of students are compared with those of a run that was left alone;
+- crowd: --workers processes at one storage, one killed every few seconds and another one started;
 - paused: a process that is stopped until its lease has run out, and wakes up when others have finished;
-- together: trials an hour of one process and of two, and six on one SQLite file, which may not lock each other out;
-- long: a study of --long trials, which are written without being made: seconds to its first new trial, and to ask.
+- together: trials a second of one process, of two, and of six on one SQLite file, none of which may be locked
+  out;
+- long: a study of --long trials, written without being made: seconds to its first new trial, and to ask.
 
-PostgreSQL is a server that the command starts itself; where there is none, that storage is left out and said to
-be. A seed is that of the moments. Nothing is tuned and there is no baseline: every loss is a bug.
+PostgreSQL is a server that the command starts itself; where there is none, that storage is left out and said
+to be. A seed is that of the moments. Nothing is tuned and there is no baseline: every loss is a bug.
 """
 
 import contextlib
