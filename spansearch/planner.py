@@ -70,7 +70,7 @@ class Planner:
         if not self.space.settings.compose or flops - alone <= budget * flops:
             return None
         given = library.get(one) or Item(one, span, alone, None)
-        return self.composer.plan(given, library.items, budget * flops, library.correction)
+        return self.composer.plan(given, library.useful, budget * flops, library.correction)
 
     def budget(self, params: Mapping[str, Any]) -> float:
         """The share of the teacher's flops that the model of a proposal may cost: what is allowed, where it
@@ -166,7 +166,7 @@ class Planner:
         asked = budgets[turn % len(budgets)]
         budget = min(asked, self.constraints.flops)
         best = self._thinned_out(budget)
-        for item in library.items:
+        for item in library.useful:
             plan = self.plan(item.splice, budget)
             if plan is None or not self._is_new(plan.recipe) or plan.recipe in self.memory.failed:
                 continue

@@ -12,6 +12,7 @@ import numpy as np
 from spansearch.recipe import Recipe, Splice
 from spansearch.spans import Span
 
+MANY = 256  # items; planning looks at each of them, and pairs
 ENOUGH = 5  # compositions measured before sums are corrected
 SPREAD, LEAST_SPREAD = 0.7, 0.1  # of the log of a prediction's error: before that, and ever
 
@@ -80,6 +81,20 @@ class Correction:
         return self.thinned * plan.thinned + self.spliced * (plan.spliced or 0.0)
 
 
+def _unbeaten(items: Sequence[Item]) -> list[Item]:
+    """Of items of one span those that no other one beats; one whose divergence is not known counts as the
+    worst."""
+
+    def divergence(item: Item) -> float:
+        return math.inf if item.divergence is None else item.divergence
+
+    kept: list[Item] = []
+    for item in sorted(items, key=lambda one: (-one.saved, divergence(one))):
+        if not kept or divergence(item) < divergence(kept[-1]):
+            kept.append(item)
+    return kept
+
+
 class Library:
     """The students measured by themselves, and what the sums of their divergences were worth.
 
@@ -92,10 +107,27 @@ class Library:
         self.items: list[Item] = []
         self._seen: list[tuple[float, float, float]] = []
         self.correction = Correction()
+        self._useful: list[Item] = []
+        self._counted = 0
 
     def add(self, item: Item) -> None:
         """A student was measured by itself."""
         self.items.append(item)
+
+    @property
+    def useful(self) -> list[Item]:
+        """The items that compositions are chosen from: all of them, or, of very many, those that no other one
+        of the same span beats in both what it saves and what it costs in divergence."""
+        if len(self.items) <= MANY:
+            return self.items
+        if self._counted < len(self.items):
+            self._counted = len(self.items)
+            best: dict[Span, list[Item]] = {}
+            for item in self.items:
+                best.setdefault(item.span, []).append(item)
+            kept = {id(item) for some in best.values() for item in _unbeaten(some)}
+            self._useful = [item for item in self.items if id(item) in kept]
+        return self._useful
 
     def learn(self, thinned: float, spliced: float, divergence: float) -> None:
         """A composition of these predicted divergences (Plan) was measured."""

@@ -261,7 +261,7 @@ def long_study(directory: Path, length: int) -> dict[str, float]:
         study.optuna.add_trial(
             create_trial(
                 state=TrialState.COMPLETE,
-                params={**one.params, "width": draw.uniform(0.02, 1.0)},
+                params={**one.params, "width": draw.uniform(0.04, 1.0)},
                 distributions=one.distributions,
                 values=[value * draw.uniform(0.5, 2.0) for value in one.values],
                 user_attrs=one.user_attrs,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from residual_mlp import ResidualMLP
 
 from spansearch.recipe import Splice
+from spansearch.search import library as library_module
 from spansearch.search.composing import Composer
 from spansearch.search.library import Correction, Item, Library, Plan
 from spansearch.spans import Spans, find_spans
@@ -197,3 +198,24 @@ def test_features_that_may_not_be_thinned_out_stay_whole() -> None:
     assert list(counts.values()) == [(counts.popitem()[1][0], 16, 16)]
     assert some.plan(given, [given], 0.3 * found().flops, Correction()) is None  # not enough is left to go
     assert composer().plan(given, [given], 0.3 * found().flops, Correction()) is not None
+
+
+def test_of_very_many_students_those_are_looked_at_that_no_other_one_beats() -> None:
+    draw = np.random.default_rng(0)
+    library = Library()
+    for number in range(library_module.MANY):
+        library.add(item(0, number % 3, float(draw.uniform()), float(draw.uniform())))
+    assert library.useful == library.items
+    library.add(item(0, 0, 2.0, 0.99))  # worse than any
+    useful = library.useful
+    assert 0 < len(useful) < library_module.MANY / 4 and library.items[-1] not in useful
+    for one in library.items:
+        beaten = any(
+            other.span == one.span
+            and other.saved >= one.saved
+            and (other.divergence or 0) < (one.divergence or 0)
+            for other in library.items
+        )
+        assert (one in useful) != beaten
+    library.add(item(0, 0, 0.0, 0.0))  # better than any
+    assert [one for one in library.useful if one.span == library.items[-1].span] == [library.items[-1]]
