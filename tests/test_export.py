@@ -263,7 +263,7 @@ READ = [
 
 def test_keyword_arguments_and_outputs_of_a_class(tmp_path: Path) -> None:
     made = write(Reader(), READ, tmp_path / "small.pt2", forward=read)
-    assert made.batch is None and made.examples == 7
+    assert made.batch is None and made.examples == 7 and made.params == 66
     program = loaded(tmp_path / "small.pt2")
     out = program(keep=torch.ones(2, 5), ids=torch.ones(2, 5).long())
     assert sorted(out) == ["hidden", "logits"] and type(out) is dict and len(out["hidden"]) == 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from spansearch.export.calls import Call
 from spansearch.export.program import quiet, said
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+LOGGERS = ("torch.onnx", "onnxscript")
+"""They tell of optional packages that are not there, and of what they tried in vain to make smaller."""
 LARGEST = 2**31 - 1
 """Bytes that one ONNX file holds."""
 
@@ -44,11 +47,8 @@ def to_onnx(program: ExportedProgram) -> bytes:
         raise ExportError(
             "The model's weights take more than 2 GiB, which one ONNX file cannot hold. Export a .pt2."
         )
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)  # it tells of every optional package that is not there
     try:
-        with quiet():
+        with quiet(), _silent(*LOGGERS):
             made = torch.onnx.export(
                 program, (), dynamo=True, verbose=False, output_names=_output_names(program)
             )
@@ -59,8 +59,6 @@ def to_onnx(program: ExportedProgram) -> bytes:
             f"PyTorch's ONNX exporter cannot write this model: {said(cause)} A .pt2 is made of the same "
             "program: try that."
         ) from error
-    finally:
-        log.setLevel(before)
     assert made is not None
     return bytes(made.model_proto.SerializeToString())
 
@@ -83,6 +81,20 @@ def runner(data: bytes, program: ExportedProgram, traced: Call) -> Callable[[Cal
         return [torch.from_numpy(array) for array in session.run(None, arrays)]
 
     return run
+
+
+@contextmanager
+def _silent(*names: str) -> Iterator[None]:
+    """Without what loggers say below an error."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _input_names(program: ExportedProgram) -> list[str]:

@@ -43,7 +43,8 @@ class Traced:
 
     @property
     def params(self) -> int:
-        return sum(parameter.numel() for parameter in self.program.parameters())
+        """Tied ones, which have several names, counted once."""
+        return sum({id(one): one.numel() for one in self.program.parameters()}.values())
 
 
 def trace(model: nn.Module, call: Call) -> Traced:
