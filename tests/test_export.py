@@ -269,6 +269,28 @@ def test_keyword_arguments_and_outputs_of_a_class(tmp_path: Path) -> None:
     assert sorted(out) == ["hidden", "logits"] and type(out) is dict and len(out["hidden"]) == 1
 
 
+def test_lengths_that_differ_in_validation_are_free(tmp_path: Path) -> None:
+    texts = [{"ids": torch.ones(n, t).long(), "keep": torch.ones(n, t)} for n, t in ((4, 5), (4, 9), (2, 3))]
+    made = write(Reader(), texts, tmp_path / "small.pt2", forward=read)
+    assert made.batch is None and made.examples == 10
+    out = loaded(tmp_path / "small.pt2")(ids=torch.ones(3, 20).long(), keep=torch.ones(3, 20))
+    assert out["logits"].shape == (3, 20, 11)
+
+
+class Lengths(nn.Module):
+    """Another function of long texts than of short ones: one program cannot be both."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1) if x.shape[1] > 4 else x.sum(1)
+
+
+def test_a_length_that_a_program_cannot_take_is_told(tmp_path: Path) -> None:
+    batches = [torch.randn(4, 6, 2), torch.randn(4, 3, 2)]
+    with pytest.raises(ExportError, match=r"does not run on a validation batch of tensors \[\(4, 3, 2\)\]"):
+        write(Lengths(), batches, tmp_path / "small.pt2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_keyword_arguments_in_onnx(tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package)

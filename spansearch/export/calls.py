@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ from torch.utils import _pytree as pytree
 
 from spansearch.batches import arguments, batch_size, cloned, examples, main_output
 from spansearch.task import Task
+
+Free = frozenset[tuple[int, int]]
+"""Dimensions of a call's tensors: (number of the tensor, dimension)."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,10 @@ class Call:
         args, kwargs = cloned((self.args, self.kwargs))
         return plain(model(*args, **kwargs, **self.constants))
 
-    def tensors(self) -> list[Tensor]:
-        """Its tensors, in the order of the arguments."""
-        return tensors_of((self.args, self.kwargs))
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of its tensors, in the order of the arguments."""
+        return [tuple(tensor.shape) for tensor in tensors_of((self.args, self.kwargs))]
 
 
 def calls_of(task: Task, model: nn.Module, device: torch.device | str) -> Iterator[Call]:
@@ -62,6 +66,21 @@ def first_examples(call: Call, count: int) -> Call:
     """The same call with fewer examples."""
     args, kwargs = examples((call.args, call.kwargs), slice(0, count))
     return Call(args, kwargs, call.constants, min(count, call.size))
+
+
+def varying(calls: Iterable[Call]) -> Free:
+    """The dimensions behind the first in which calls differ, such as the length that texts are padded to."""
+    found: set[tuple[int, int]] = set()
+    first: list[tuple[int, ...]] = []
+    for call in calls:
+        first = first or call.shapes
+        for number, (one, other) in enumerate(zip(first, call.shapes, strict=False)):
+            found |= {
+                (number, k)
+                for k, pair in enumerate(zip(one, other, strict=False))
+                if k and len(set(pair)) > 1
+            }
+    return frozenset(found)
 
 
 def twice(call: Call) -> Call:

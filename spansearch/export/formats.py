@@ -12,7 +12,7 @@ from torch import nn
 from spansearch.errors import ExportError
 from spansearch.export import onnx_file, weights
 from spansearch.export.agreement import Run, largest_difference, tolerance
-from spansearch.export.calls import Call, calls_of
+from spansearch.export.calls import Call, Free, calls_of, varying
 from spansearch.export.folding import NOTHING, Folded
 from spansearch.export.program import from_bytes, runner, to_bytes, trace
 from spansearch.store import write_durably
@@ -57,24 +57,24 @@ class Made:
     folded: Folded = NOTHING
 
 
-Format = Callable[[nn.Module, Call], Made]
-"""Makes a file of a model; the call is that of the first validation batch."""
+Format = Callable[[nn.Module, Call, Free], Made]
+"""Makes a file of a model, from the call of the first validation batch and what else varies there."""
 
 
-def _program(model: nn.Module, call: Call) -> Made:
-    traced = trace(model, call)
+def _program(model: nn.Module, call: Call, free: Free) -> Made:
+    traced = trace(model, call, free)
     data = to_bytes(traced.program)
     return Made(data, runner(from_bytes(data)), traced.params, traced.size, traced.reason, traced.folded)
 
 
-def _onnx(model: nn.Module, call: Call) -> Made:
-    traced = trace(model, call)
+def _onnx(model: nn.Module, call: Call, free: Free) -> Made:
+    traced = trace(model, call, free)
     data = onnx_file.to_onnx(traced.program)
     run = onnx_file.runner(data, traced.program, call)
     return Made(data, run, traced.params, traced.size, traced.reason, traced.folded)
 
 
-def _weights(model: nn.Module, call: Call) -> Made:
+def _weights(model: nn.Module, call: Call, free: Free) -> Made:
     data = weights.to_safetensors(model)
     return Made(data, weights.runner(data, model), _params(model))
 
@@ -133,16 +133,18 @@ def export(
         gap, count = _checked(model, lambda call: call.output(again), calls(), None, file)
         size = sum(one.stat().st_size for one in file.iterdir())
         return Exported(file, size, _params(model), gap, count)
-    made = make(model, next(calls()))
-    gap, count = _checked(model, made.run, calls(), made.batch, file)
+    call = next(calls())
+    made = make(model, call, varying(calls()))
+    like = None if made.batch is None else call
+    gap, count = _checked(model, made.run, calls(), like, file)
     write_durably(file, made.data)
     return Exported(file, len(made.data), made.params, gap, count, made.batch, made.reason, made.folded)
 
 
 def _checked(
-    model: nn.Module, run: Run, calls: Iterator[Call], size: int | None, path: Path
+    model: nn.Module, run: Run, calls: Iterator[Call], like: Call | None, path: Path
 ) -> tuple[float, int]:
-    gap, count = largest_difference(model, run, calls, size)
+    gap, count = largest_difference(model, run, calls, like)
     limit = tolerance(model)
     if not gap <= limit:
         raise ExportError(

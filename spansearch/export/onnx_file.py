@@ -13,8 +13,9 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from spansearch.errors import ExportError, pass_on_stop
+from spansearch.export.agreement import said
 from spansearch.export.calls import Call
-from spansearch.export.program import quiet, said
+from spansearch.export.program import quiet
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 LOGGERS = ("torch.onnx", "onnxscript")
@@ -67,7 +68,14 @@ def runner(data: bytes, program: ExportedProgram, traced: Call) -> Callable[[Cal
     """Runs an ONNX file on the CPU, on calls like the one that the program was traced on."""
     import onnxruntime  # of the extra
 
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        pass_on_stop(error)
+        raise ExportError(
+            f"onnxruntime cannot load what PyTorch wrote: {said(error)} A .pt2 is made of the same program: "
+            "try that."
+        ) from error
     names = _input_names(program)
     wanted = {one.name for one in session.get_inputs()}
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,14 +18,12 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from spansearch.errors import ExportError, pass_on_stop
-from spansearch.export.agreement import largest_difference
-from spansearch.export.calls import Call, first_examples, plain, twice
+from spansearch.export.agreement import largest_difference, said
+from spansearch.export.calls import Call, Free, first_examples, plain, twice
 from spansearch.export.folding import Folded, fold_linear, fold_norms
 
 EXACT = 1e-5
 """Relative difference on a validation batch up to which folding counts as exact: rounding in float32."""
-LONGEST = 300
-"""Characters of an error of PyTorch's that are passed on."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,13 @@ class Traced:
         return sum({id(one): one.numel() for one in self.program.parameters()}.values())
 
 
-def trace(model: nn.Module, call: Call) -> Traced:
+def trace(model: nn.Module, call: Call, free: Free = frozenset()) -> Traced:
     """Trace a model as it is called on a batch, for any number of examples where the model permits it.
 
     Args:
         model: in eval mode.
         call: of the first validation batch. Its values are not kept in the program.
+        free: dimensions that are to be free beside that of the batch.
 
     Raises:
         ExportError: torch.export cannot trace the model.
@@ -60,13 +60,13 @@ def trace(model: nn.Module, call: Call) -> Traced:
     called = _Called(model, call)
     size, reason = None, ""
     try:
-        program = _exported(called, call if call.size > 1 else twice(call), dynamic=True)
+        program = _exported(called, call if call.size > 1 else twice(call), free)
         _require_one_example(model, program, call)
     except Exception as error:  # torch.export knows a dozen kinds
         pass_on_stop(error)
         size, reason = call.size, said(error)
         program = _static(called, call)
-    program, folded = _folded(program, called, call, size)
+    program, folded = _folded(program, call, None if size is not None else free)
     # neither data nor paths of this machine go out with a model
     program.example_inputs = None
     for node in program.graph.nodes:
@@ -125,13 +125,18 @@ def _first_name(model: nn.Module) -> list[str]:
     return [next((one.name for one in parameters if one.kind in named), "x")]
 
 
-def _exported(module: nn.Module, call: Call, dynamic: bool) -> ExportedProgram:
+def _exported(module: nn.Module, call: Call, free: Free | None) -> ExportedProgram:
+    """A program of a module for any batch size, sizes in ``free`` free as well; all are fixed without it."""
     shapes: Any = None
-    if dynamic:
-        batch = Dim("batch")
+    if free is not None:
+        batch, numbers = Dim("batch"), count()
 
         def shape(leaf: object) -> object:
-            return {0: batch} if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == call.size else None
+            if not isinstance(leaf, Tensor):
+                return None
+            number = next(numbers)
+            sizes = {dim: Dim.AUTO for of, dim in free if of == number}
+            return {0: batch, **sizes} if leaf.ndim and len(leaf) == call.size else sizes or None
 
         bound = inspect.signature(module.forward).bind(*call.args, **call.kwargs)
         shapes = pytree.tree_map(shape, dict(bound.arguments))
@@ -141,7 +146,7 @@ def _exported(module: nn.Module, call: Call, dynamic: bool) -> ExportedProgram:
 
 def _static(called: nn.Module, call: Call) -> ExportedProgram:
     try:
-        return _exported(called, call, dynamic=False)
+        return _exported(called, call, None)
     except Exception as error:
         pass_on_stop(error)
         raise ExportError(
@@ -157,22 +162,25 @@ def _require_one_example(model: nn.Module, program: ExportedProgram, call: Call)
         raise ExportError("a batch of one example comes out differently than in larger ones.")
 
 
-def _folded(
-    program: ExportedProgram, called: nn.Module, call: Call, size: int | None
-) -> tuple[ExportedProgram, Folded]:
+def _folded(program: ExportedProgram, call: Call, free: Free | None) -> tuple[ExportedProgram, Folded]:
     """The program with norms and then linear maps folded; each kind is kept only where it is exact."""
-    counts = []
+    example = call if free is None or call.size > 1 else twice(call)
+    without = Call(call.args, call.kwargs, {}, call.size)  # constants, which the program has fixed
+    folded = []
     for fold in (fold_norms, fold_linear):
-        module, expected = _module(program), program.module()
-        count = fold(module)
-        if count:
-            example = call if size is not None or call.size > 1 else twice(call)
-            made = _exported(module, example, dynamic=size is None)
-            without = Call(call.args, call.kwargs, {}, call.size)  # constants, which the program has fixed
-            gap, _ = largest_difference(expected, runner(made), [without])
-            count, program = (count, made) if gap <= EXACT else (0, program)
-        counts.append(count)
-    return program, Folded(*counts)
+        try:
+            module, expected = _module(program), program.module()
+            number = fold(module)
+            made = _exported(module, example, free) if number else program
+            gap = largest_difference(expected, runner(made), [without])[0] if number else 0.0
+        except (
+            Exception
+        ) as error:  # graphs change with PyTorch's versions: without folding it is right as well
+            pass_on_stop(error)
+            number, made, gap = 0, program, 0.0
+        number, program = (number, made) if gap <= EXACT else (0, program)
+        folded.append(number)
+    return program, Folded(*folded)
 
 
 def _module(program: ExportedProgram) -> GraphModule:
@@ -184,12 +192,3 @@ def _module(program: ExportedProgram) -> GraphModule:
             module.graph.erase_node(node)
     module.recompile()
     return module
-
-
-def said(error: Exception) -> str:
-    """What an error of torch.export says, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    points = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
-    text = (points or lines or [type(error).__name__])[0]
-    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
-    return text if text.endswith(".") else f"{text}."
