@@ -18,6 +18,7 @@ import spansearch as ss
 from spansearch.errors import ExportError
 from spansearch.export import Exported, export, formats
 from spansearch.outcome import loss
+from spansearch.spans.kv_cache import keep_length
 
 FAMILIES = ("identity", "ridge", "lowrank", "thin", "truncated", "conv", "mlp")
 ENDINGS = ("small.pt2", "small.safetensors", "small/")
@@ -220,8 +221,38 @@ class OneSize(nn.Module):
 def test_a_model_of_one_batch_size_says_why(tmp_path: Path) -> None:
     batches = [torch.randn(4, 3), torch.randn(4, 3)]
     made = write(OneSize(), batches, tmp_path / "small.pt2")
-    assert made.batch == 4 and "4" in made.reason and "\n" not in made.reason and made.examples == 8
+    assert (
+        made.batch == 4
+        and "does not permit others" in made.reason
+        and "\n" not in made.reason
+        and made.examples == 8
+    )
     assert loaded(tmp_path / "small.pt2")(batches[0]).shape == (4, 2)
+
+
+class Kept:
+    """A key-value cache that stores nothing."""
+
+    layers = (object(),)
+    layer_class_to_replicate = object
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def update(self, keys: Tensor, values: Tensor, number: int) -> None:
+        assert keys.shape == values.shape
+
+
+class Cached(nn.Module):
+    """Notes in a cache what came by, as a student in a language model does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep_length(Kept(), (7,), x)
+        return x * 2
+
+
+def test_a_student_beside_a_cache_fixes_no_batch_size(tmp_path: Path) -> None:
+    assert write(Cached(), [torch.randn(4, 3, 2)], tmp_path / "small.pt2").batch is None
 
 
 def test_validation_of_single_examples_allows_larger_batches(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def trace(model: nn.Module, call: Call, free: Free = frozenset()) -> Traced:
         _require_one_example(model, program, call)
     except Exception as error:  # torch.export knows a dozen kinds
         pass_on_stop(error)
-        size, reason = call.size, said(error)
+        size, reason = call.size, f"the model does not permit others. PyTorch says: {said(error)}"
         program = _static(called, call)
     program, folded = _folded(program, call, None if size is not None else free)
     # neither data nor paths of this machine go out with a model
