@@ -32,6 +32,10 @@ class StudyError(SpanSearchError, RuntimeError):
     """A study cannot be created, resumed or read: another study's storage, changed settings, a full disk."""
 
 
+class ExportError(SpanSearchError, RuntimeError):
+    """A model cannot be exported: no such format, a missing package, code that cannot be traced."""
+
+
 class SaveError(StudyError):
     """What was to be kept could not be written, or its storage not be used."""
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from spansearch.errors import StudyError
 from spansearch.evaluate import Measures
+from spansearch.export import Exported
 from spansearch.front import non_dominated
 from spansearch.outcome import Outcome, value
 from spansearch.recipe import Splice
@@ -25,6 +26,8 @@ Load = Callable[[int, Outcome], nn.Module]
 """Makes a trial's model, given its number."""
 Save = Callable[[int, Outcome, Path, dict[str, Any]], None]
 """Writes a trial's model to a directory, with what is known of it."""
+Export = Callable[[int, Outcome, "str | Path", dict[str, Any]], Exported]
+"""Writes a trial's model in the format that the path names, with what is known of it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Member:
     latency: Mapping[str, Any] | None = None
     _load: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
     _save: Callable[[Path, dict[str, Any]], None] | None = field(default=None, repr=False, compare=False)
+    _export: Callable[[str | Path, Any], Exported] | None = field(default=None, repr=False, compare=False)
 
     @property
     def slower(self) -> bool:
@@ -80,6 +84,19 @@ class Member:
         """
         assert self._save is not None
         self._save(Path(directory), self.to_json())
+
+    def export(self, path: Path | str) -> Exported:
+        """Write it for use elsewhere, once what is written was checked against the model on validation.
+
+        Args:
+            path: ends in ``.pt2``, ``.onnx``, ``.safetensors`` (its state_dict) or ``/`` (as ``save``).
+
+        Raises:
+            ExportError: it cannot be exported so, or what came out computes something else: then no file is
+                written. StudyError: as for load. SaveError: the file cannot be written.
+        """
+        assert self._export is not None
+        return self._export(path, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         m = self.measures
@@ -140,6 +157,23 @@ class Front(Sequence[Member]):
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self.members)
+
+    def at(self, share: float) -> Member:
+        """The member of least loss that costs no more than a share in (0, 1] of the teacher's cost.
+
+        Raises:
+            StudyError: no member costs so little.
+        """
+        cost = _cost(self.x, self.y).removesuffix("_ratio")
+        cheap = [m for m in self.members if _value(m.measures, f"{cost}_ratio") <= share]
+        if not cheap:
+            least = min((_value(m.measures, f"{cost}_ratio") for m in self.members), default=None)
+            known = "the front is empty" if least is None else f"the cheapest comes to {least:.1%}"
+            raise StudyError(
+                f"No member of the front costs at most {share:.4g} of the teacher's {cost}: {known}. Allow "
+                "more, or run more trials."
+            )
+        return min(cheap, key=lambda m: _value(m.measures, "score_drop" if self.y in COSTS else self.y))
 
     def to_json(self) -> dict[str, Any]:
         """One object of plain data, as ``spansearch front --json`` prints it."""
@@ -218,8 +252,12 @@ def nearest(trials: Sequence[StoredTrial], constraints: Constraints) -> StoredTr
 
 def cheapest_first(chosen: Sequence[StoredTrial], x: str, y: str) -> list[str]:
     """Their numbers by the cost that a front is about, flops where it is about none."""
-    cost = next((name for name in (x, y) if name in COSTS), "flops")
+    cost = _cost(x, y)
     return [str(trial[0]) for trial in sorted(chosen, key=lambda t: _value(t[2].measures, cost))]
+
+
+def _cost(x: str, y: str) -> str:
+    return next((name for name in (x, y) if name in COSTS), "flops")
 
 
 def _best(trials: Sequence[StoredTrial], x: str, y: str) -> list[StoredTrial]:
@@ -237,6 +275,7 @@ def members_of(
     scored: Mapping[str, Any],
     load: Load,
     save: Save,
+    export: Export,
     constraints: Constraints,
 ) -> tuple[Member, ...]:
     """The members that chosen trials stand for; ``scored``: their figures on test, by trial number."""
@@ -254,6 +293,7 @@ def members_of(
             outcome.details.get("latency"),
             partial(load, number, outcome),
             partial(save, number, outcome),
+            partial(export, number, outcome),
         )
         for number, splice, outcome in chosen
         if splice is not None and outcome.measures is not None

@@ -20,7 +20,7 @@ from spansearch.events import Events
 from spansearch.front_reader import FrontReader
 from spansearch.loop import Ended, Loop, OnTrial
 from spansearch.onlooker import Onlooker
-from spansearch.results import Front
+from spansearch.results import Front, Member
 from spansearch.search import Search, Space
 from spansearch.spans import Spans
 from spansearch.status import Status, status_of
@@ -103,15 +103,13 @@ class Study:
         Args:
             path: a Python file with TASK and, if it wants, SEARCH; it is run. Or a run's directory.
             directory: of the run; for a file only.
-            seed: in place of the study file's; of a directory in place of the run's.
-            storage: as above; of a directory in place of the run's.
+            seed, storage: in place of what the study file says or, of a directory, the run there.
             changes: settings of Search in place of the study file's or the run's; of max_score_drop,
                 max_flops, max_params, max_latency, include and exclude the run's directory knows by itself.
             device, track: as above.
 
         Raises:
-            TaskError: the file is missing or no study file. StudyError: the directory does not say which file
-                it was run from.
+            TaskError: no such study file. StudyError: the directory does not say which one it was run from.
         """
         file, given = Path(path), dict(changes or {})
         if file.is_dir():
@@ -225,6 +223,11 @@ class Study:
             return FrontReader(self.optuna, self.bench, self.search, self.files).front(
                 x, y, split, closed_form
             )
+
+    def member(self, trial: int) -> Member:
+        """The model of any finished trial, on a front or not; StudyError where the trial made none."""
+        with database_errors(self.storage, self.directory):
+            return FrontReader(self.optuna, self.bench, self.search, self.files).member(trial)
 
     def status(self) -> Status:
         """Who works on the study, how far it is, at what rate, and what went wrong last."""

@@ -194,7 +194,7 @@ def test_members_that_are_slower_than_the_teacher_though_cheaper() -> None:
     trials = [timed(0, 0.0, 1.2), timed(1, 0.0, 1.2, low=0.98), timed(2, 0.0, 0.9), timed(3, 0.0, 1.2, 100)]
     trials.append(trial(4, measures(0.0, 50), student_params=[1], widths=[1.0]))
     untouched = lambda *_: pytest.fail("loaded or saved")  # noqa: E731
-    members = members_of(trials, {}, untouched, untouched, Constraints({}))
+    members = members_of(trials, {}, untouched, untouched, untouched, Constraints({}))
     assert [member.slower for member in members] == [True, False, False, False, False]
     first, last = members[0].to_json(), members[4].to_json()
     assert first["latency_ratio"] == 1.2 and first["latency_s"] == pytest.approx(0.24)

@@ -58,6 +58,20 @@ class Time(Amount):
         return latency(value)
 
 
+class Share(Amount):
+    """A share of the teacher's alone: 50%, 0.5."""
+
+    name = "share"
+
+    def read(self, value: Any, name: str) -> float:
+        found = amount(value, name)
+        if found > 1:
+            raise TaskError(
+                f"Search: {name} must be a share of the teacher's cost (50% or 0.5), got {value!r}."
+            )
+        return found
+
+
 limit_options = (
     click.option(
         "--max-score-drop",

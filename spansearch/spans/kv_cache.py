@@ -81,7 +81,8 @@ def keep_length(kept: Any, numbers: Iterable[int], x: Tensor) -> None:
         if known is None and getattr(kept, "layer_class_to_replicate", None) is None:
             continue  # it shares the keys of another one
         if known is None or hasattr(known, "get_seq_length"):  # not a state of fixed size
-            nothing = x.new_zeros(len(x), 1, x.shape[1], 1)
+            # not len(x), which makes a number of it: a program traced here could take one batch size only
+            nothing = x.new_zeros(x.shape[0], 1, x.shape[1], 1)
             kept.update(nothing, nothing, number)
 
 
@@ -163,7 +164,7 @@ class Memory:
             self._add(layer, new)
 
     def _add(self, layer: Any, new: Tensor) -> None:
-        layer.update(new[:, None], new.new_zeros(len(new), 1, new.shape[1], 0))
+        layer.update(new[:, None], new.new_zeros(new.shape[0], 1, new.shape[1], 0))
 
     def _layer(self, kept: Any, before: int) -> Any:
         if not hasattr(kept, "layers"):

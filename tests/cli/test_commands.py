@@ -13,7 +13,7 @@ import spansearch as ss
 
 from .conftest import Run
 
-COMMANDS = ("check", "spans", "screen", "run", "front")
+COMMANDS = ("check", "spans", "screen", "run", "front", "export")
 
 
 @pytest.fixture
