@@ -180,8 +180,9 @@ def killed_again_and_again(
             report.kills[moment] = report.kills.get(moment, 0) + 1
         elif status:
             report.errors.append(f"status {status}: {(runner.directory / 'said.log').read_text()[-500:]}")
-        report.lost += [number for number, row in kept.items() if runner.table().get(number) != row]
-        kept = runner.table()
+        now = runner.table()
+        report.lost += [number for number, row in kept.items() if now.get(number) != row]
+        kept = now
     runner.finish(report, kept)
     if alone is not None:
         now = runner.table()

@@ -78,7 +78,12 @@ def storages(wanted: tuple[str, ...]) -> Iterator[dict[str, Any]]:
 )
 @click.option("--crowd-kills", type=click.IntRange(1), default=20)
 @click.option("--workers", type=click.IntRange(2), default=8, help="Of the crowd.")
-@click.option("--trials", type=click.IntRange(10), default=150)
+@click.option(
+    "--trials",
+    type=click.IntRange(10),
+    default=600,
+    help="Of one process at a time; a process makes some before it dies.",
+)
 @click.option("--long", "length", type=click.IntRange(10), default=10_000)
 @click.option("--seed", type=int, default=0)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "kills.json")
@@ -114,16 +119,16 @@ def main(
                     keep("alone", "sqlite", runner.finish(Report(), {}))
                     alone = runner.table()
                 directory = where / f"again-{name}"
-                runner = Runner(directory, url(where / name), trials)
+                runner = Runner(directory, url(directory), trials)
                 keep("again", name, killed_again_and_again(runner, kills, seed, alone))
             if "crowd" in parts:
-                runner = Runner(where / f"crowd-{name}", url(where / f"crowd {name}"), 4 * trials)
+                runner = Runner(where / f"crowd-{name}", url(where / f"crowd-{name}"), trials)
                 keep("crowd", name, killed_in_a_crowd(runner, workers, crowd_kills, seed), workers=workers)
         if "paused" in parts:
             keep("paused", "sqlite", paused(Runner(where / "paused", None, 30), lease=3.0))
         if "together" in parts:
             for count in (1, 2, 6):
-                report = together(Runner(where / f"together-{count}", None, trials), count)
+                report = together(Runner(where / f"together-{count}", None, min(trials, 150)), count)
                 keep("together", "sqlite", report, workers=count)
         if "long" in parts:
             started = time.monotonic()
