@@ -213,11 +213,12 @@ def psnr(model: nn.Module, batches: Iterable[Batch]) -> float:
 
     By patch, as a front has intervals on the test split only for a score that is a mean over examples.
     """
-    device = next(model.parameters()).device
+    # Noise and image have one shape, so that a search also tries to leave out the whole network.
+    device = next((parameter.device for parameter in model.parameters()), None)
     total = count = 0.0
     with torch.no_grad():
         for noisy, clean in batches:
-            noisy, clean = noisy.to(device), clean.to(device)
+            noisy, clean = noisy.to(device=device), clean.to(device=device)
             errors = (noisy - model(noisy) - clean).square().mean((1, 2, 3))
             total -= float(errors.log().sum()) * 10 / math.log(10)
             count += len(clean)

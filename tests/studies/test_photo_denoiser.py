@@ -128,6 +128,8 @@ def test_psnr_is_that_of_what_is_left_and_the_mode_stays(study):
     assert study.psnr(model, iter(batches)) == pytest.approx((3 * 20 + 13.979) / 4, abs=1e-3)
     assert model.training
     assert study.psnr(Says(0.0), study.patches("test")) == pytest.approx(NOISY, abs=0.1)
+    blank = [(x, torch.full_like(x, 0.1)) for x, _ in batches]
+    assert study.psnr(nn.Identity(), blank) == pytest.approx(20, abs=1e-3)  # a whole network left out
 
 
 def test_training_repeats_bit_for_bit_learns_and_is_kept(study, tiny, tmp_path, monkeypatch):
