@@ -1,5 +1,5 @@
-"""The teachers that benchmarks run on: three studies, each with a seed for the split and the training; and
-small ones of the same kinds, of which every student can be tried."""
+"""The teachers that benchmarks run on: five studies, each with a seed for the split and the training; and
+small ones of two of the kinds, of which every student can be tried."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,13 +9,17 @@ from torch import nn
 
 import digits_cnn
 import digits_mlp
+import photo_denoiser
 import spansearch as ss
 import stdlib_gpt
+import vision_transformer
 
 TEACHERS: dict[str, Callable[[int], ss.Task]] = {
     "cnn": digits_cnn.task,
     "mlp": digits_mlp.task,
     "transformer": stdlib_gpt.task,
+    "denoiser": photo_denoiser.task,
+    "vit": vision_transformer.task,
 }
 
 
