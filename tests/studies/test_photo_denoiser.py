@@ -164,7 +164,7 @@ def test_without_pillow_the_extra_is_named(study, monkeypatch):
         study.tiles.__wrapped__()
 
 
-@pytest.mark.slow  # some 30 s
+@pytest.mark.slow  # some 10 s
 def test_a_small_one_is_searched(study, tiny, tmp_path):
     task = dataclasses.replace(study.task(3), teacher=lambda: study.kept(tmp_path, tiny))
     run = ss.Study(task, directory=tmp_path / "run", search=ss.Search(resolution=0.1, polish=False))

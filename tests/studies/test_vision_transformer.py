@@ -118,7 +118,6 @@ def test_every_setting_names_another_file(study):
     assert len({fingerprint(study.made_by(settings)) for settings in [default, *changed]}) == len(others) + 1
 
 
-@pytest.mark.slow  # some 20 s
 def test_a_small_one_is_searched(study, tiny, tmp_path):
     task = dataclasses.replace(study.task(3), teacher=lambda: study.kept(tmp_path, tiny))
     run = ss.Study(task, directory=tmp_path / "run", search=ss.Search(resolution=0.1, polish=False))
