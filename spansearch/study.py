@@ -15,12 +15,13 @@ from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial
 
 from spansearch.calibration import Track, untracked
+from spansearch.dashboard import annotate
 from spansearch.errors import StudyError, TaskError, unsaved
 from spansearch.events import Events
 from spansearch.front_reader import FrontReader
 from spansearch.loop import Ended, Loop, OnTrial
 from spansearch.onlooker import Onlooker
-from spansearch.report import render, report_data
+from spansearch.report import export_command, render, report_data
 from spansearch.results import Front, Member
 from spansearch.search import Search, Space
 from spansearch.spans import Spans
@@ -256,6 +257,15 @@ class Study:
         """What a report shows, as plain data."""
         with database_errors(self.storage, self.directory):
             return report_data(self.optuna, self.directory, self.storage)
+
+    def annotate(self) -> None:
+        """Write what optuna-dashboard (``spansearch[dashboard]``) shows as notes: recipes of the front.
+
+        Raises:
+            StudyError: the package is missing, or there is no study yet.
+        """
+        with database_errors(self.storage, self.directory):
+            annotate(self.optuna, self.front(), export_command(self.directory, self.storage))
 
     def finished(self) -> list[FrozenTrial]:
         """The study's finished trials; none where the study does not exist yet."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import product
@@ -148,6 +148,17 @@ def _messages(directory: Path) -> list[dict[str, str]]:
         if event.get("event") == "message" and level not in ("info", "debug", ""):
             found[text] = {"time": str(event.get("time", "")), "level": level, "text": text}
     return list(found.values())[-MESSAGES:]
+
+
+def export_command(directory: Path, url: str | None) -> Callable[[int], str]:
+    """How the model of a trial is taken away; no password is in it.
+
+    Args:
+        directory: of the run.
+        url: of the storage; None for that of the directory.
+    """
+    (how,) = _export(directory, url).values()
+    return lambda trial: how.replace("{trial}", str(trial))
 
 
 def _export(directory: Path, url: str | None) -> dict[str, str]:
