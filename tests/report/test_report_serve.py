@@ -71,7 +71,8 @@ def test_it_follows_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert status == 200 and again["ETag"] != headers["ETag"] and len(json.loads(body)["trials"]) == 3
 
 
-def test_one_reading_serves_all_who_ask_at_once() -> None:
+def test_one_reading_serves_all_who_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "FRESH", 60.0)
     count = []
     with served(lambda: count.append(1) or {"study": "x"}) as server:
         threads = [threading.Thread(target=get, args=(server, "/data.json")) for _ in range(8)]

@@ -73,8 +73,9 @@ function drawFront() {
 
 // Up to where most members lie: the cheapest of a front may be useless, and flatten all others.
 function usual(values) {
-  const ordered = values.filter((value) => value > 0).sort((a, b) => a - b);
-  return ordered.length ? 1.6 * ordered[Math.floor(0.6 * (ordered.length - 1))] : Infinity;
+  const ordered = [...values].sort((a, b) => a - b);
+  const most = ordered[Math.floor(0.6 * (ordered.length - 1))] || 0;
+  return 1.6 * Math.max(most, ordered.find((value) => value > 0) ?? Infinity);
 }
 
 const chosenAt = (points) => points.find((p) => p.key === state.chosen)?.y ?? -Infinity;
