@@ -55,7 +55,8 @@ function drawFront() {
   const { x, y, split, data } = state, { points, front } = frontPoints();
   const members = points.filter((p) => front.has(parseInt(p.key, 10)) && known(p.y));
   const line = members.filter((p) => !String(p.key).endsWith("test")).map((p) => [p.x, p.y]).sort((a, b) => a[0] - b[0]);
-  const limit = state.zoom && !state.log ? Math.max(usual(members.map((p) => p.y)), chosenAt(points)) : Infinity;
+  const drops = (split === "test" ? members : members.filter((p) => !String(p.key).endsWith("test"))).map((p) => p.y);
+  const limit = state.zoom && !state.log ? Math.max(usual(drops), chosenAt(points)) : Infinity;
   const beyond = scatter(byId("front-chart"), {
     name: "The front", points, line: split === "test" ? null : line, yLog: state.log, limit, chosen: state.chosen,
     xLabel: `${WORDS[x]}, share of the teacher's`, yLabel: `${WORDS[y]}${split === "both" ? "" : `, ${split}`}`, xWords: percent,

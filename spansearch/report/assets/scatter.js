@@ -15,7 +15,7 @@ function scatter(box, options) {
   const beyond = options.points.filter((p) => known(p.y) && p.y > limit).length;
   const beside = options.points.filter((p) => !known(p.y));
   const xs = [...measured, ...beside].map((p) => p.x).filter(known);
-  const ys = measured.flatMap((p) => [p.y, p.low, p.high]).filter((y) => known(y) && y <= limit);
+  const ys = measured.flatMap((p) => [p.y, p.low, p.high]).filter(known);
   const x = linear(padded(xs.length ? xs : [0, 1]), [inner.left + 12, inner.right - 6]);
   const y = options.yLog
     ? logarithmic(ys, [inner.bottom - 4, inner.top + 8])
@@ -31,7 +31,7 @@ function scatter(box, options) {
   if (beside.length) root.append(svg("text", { x: 4, y: inner.top - 8 }, "not measured"));
   const at = Math.max(0, places.findIndex((p) => String(p.key) === (focused ?? String(options.chosen))));
   const nodes = places.map((p, k) => {
-    for (const bar of intervals(p, x, y, limit)) root.append(bar);
+    for (const bar of intervals(p, x, y)) root.append(bar);
     const own = parseInt(p.key, 10) === options.chosen; // on validation and on test
     return svg("g", {
       class: own ? "mark chosen" : "mark", transform: `translate(${p.px},${p.py})`, role: "button",
@@ -84,10 +84,10 @@ function staircase(line, x, y, inner, limit) {
   return path && `${path}H${inner.right}`;
 }
 
-function intervals(p, x, y, limit) {
+function intervals(p, x, y) {
   const bars = [], style = { class: "bar", stroke: `var(--${p.kind.colour})` };
   if (known(p.low) && known(p.high) && known(p.y)) {
-    bars.push(svg("path", { ...style, d: `M${p.px},${y.at(p.low)}V${y.at(Math.min(p.high, limit))}` }));
+    bars.push(svg("path", { ...style, d: `M${p.px},${y.at(p.low)}V${y.at(p.high)}` }));
   }
   if (known(p.xLow) && known(p.xHigh)) bars.push(svg("path", { ...style, d: `M${x.at(p.xLow)},${p.py}H${x.at(p.xHigh)}` }));
   return bars;
