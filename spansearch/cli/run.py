@@ -15,6 +15,7 @@ from spansearch.cli.options import (
     limit_options,
     seed_option,
     storage_option,
+    students_option,
     study_argument,
     where_options,
     with_options,
@@ -43,6 +44,7 @@ from spansearch.study import Study
 @click.option("--dask", metavar="ADDRESS", help="Run the workers on a Dask cluster: tcp://host:8786.")
 @with_options(*limit_options, *where_options)
 @storage_option
+@students_option
 @seed_option
 @device_option
 def run(
@@ -54,6 +56,7 @@ def run(
     workers: int,
     dask: str | None,
     storage: str | None,
+    students: str | None,
     seed: int | None,
     device: str,
     **changes: Any,
@@ -67,7 +70,14 @@ def run(
     """
     given = {name: value for name, value in changes.items() if value not in (None, ())}
     opened = Study.open(
-        study, directory=directory, seed=seed, storage=storage, changes=given, device=device, track=track
+        study,
+        directory=directory,
+        seed=seed,
+        storage=storage,
+        students=students,
+        changes=given,
+        device=device,
+        track=track,
     )
     finished = 0
     bar = progress_bar()
