@@ -39,6 +39,8 @@ from spansearch.store import (
     find_study,
     make_directory,
     open_study,
+    place_of,
+    place_of_students,
     read_study,
     remember_source,
     source_of,
@@ -59,6 +61,8 @@ class Study:
         task: the teacher, the data and the score.
         directory: of the run; default ``runs/<task name>``.
         storage: an Optuna storage URL; default ``study.db`` (SQLite) in the directory.
+        students: ``s3://bucket/prefix`` to keep students in; default ``students`` in the directory. A study
+            that was begun knows where they are.
         search: settings; default ``Search()``.
         device: "auto" (CUDA when there), "cpu", "cuda:1", ...
         track: wraps long loops to show progress: ``track(iterable, description)``.
@@ -74,6 +78,7 @@ class Study:
         *,
         directory: str | Path | None = None,
         storage: str | None = None,
+        students: str | None = None,
         search: Search | None = None,
         device: str = "auto",
         track: Track = untracked,
@@ -89,7 +94,9 @@ class Study:
         self.source = source
         self.device = device
         self.bench = Workbench(task, self.directory, self.search, device, track)
-        self.files = StudentFiles(self.directory / "students")
+        self.students = students
+        if students is not None:
+            place_of(students)  # what is wrong with it is told now
         self._optuna: OptunaStudy | None = None
         self._opened: Mapping[str, Any] | None = None  # settings given in place of the study file's
 
@@ -101,6 +108,7 @@ class Study:
         directory: str | Path | None = None,
         seed: int | None = None,
         storage: str | None = None,
+        students: str | None = None,
         changes: Mapping[str, Any] | None = None,
         device: str = "auto",
         track: Track = untracked,
@@ -113,7 +121,7 @@ class Study:
             seed, storage: in place of what the study file says or, of a directory, the run there.
             changes: settings of Search in place of the study file's or the run's; of max_score_drop,
                 max_flops, max_params, max_latency, include and exclude the run's directory knows by itself.
-            device, track: as above.
+            students, device, track: as above.
 
         Raises:
             TaskError: no such study file. StudyError: the directory does not say which one it was run from.
@@ -134,7 +142,14 @@ class Study:
             given["seed"] = seed
         search = replace(search, **given)
         study = cls(
-            task, directory=directory, storage=storage, search=search, device=device, track=track, source=file
+            task,
+            directory=directory,
+            storage=storage,
+            students=students,
+            search=search,
+            device=device,
+            track=track,
+            source=file,
         )
         study._opened = given
         return study
@@ -147,6 +162,11 @@ class Study:
     @cached_property
     def space(self) -> Space:
         return Space(self.bench.spans, self.search)
+
+    @cached_property
+    def files(self) -> StudentFiles:
+        """The students of the study, which has to be there."""
+        return StudentFiles(place_of_students(self.optuna, self.directory))
 
     @property
     def optuna(self) -> OptunaStudy:
@@ -293,7 +313,9 @@ class Study:
         make_directory(self.directory)
         _ = self.bench.spans  # first, as a mistyped pattern is told there: nothing is stored of it
         fingerprint = {**self.bench.fingerprint, "search": self.search.fingerprint()}
-        study = self._optuna = open_study(self.storage, self.directory, self.task.name, fingerprint)
+        study = self._optuna = open_study(
+            self.storage, self.directory, self.task.name, fingerprint, self.students
+        )
         if self.source is not None:
             remember_source(
                 self.directory, Source(self.source, self.search.seed, self.storage, self.search.changes)
@@ -341,7 +363,7 @@ class Study:
             made = partial(Study, self.task, search=self.search, source=self.source)
         else:
             made = partial(Study.open, self.source, changes=self._opened)
-        made = partial(made, directory=self.directory, storage=self.storage)
+        made = partial(made, directory=self.directory, storage=self.storage, students=self.students)
         wanted = orders(partial(take_part, budget, command, made), count, self.device)
         patiently = Patience(self.storage, self.directory, Events(self.directory, "onlooker"))
         onlooker = Onlooker(self.optuna, self.directory, on_trial, patiently)

@@ -19,6 +19,7 @@ from spansearch.cli.options import (
     limit_options,
     seed_option,
     storage_option,
+    students_option,
     study_argument,
     where_options,
     with_options,
@@ -48,6 +49,7 @@ from spansearch.trials import outcome_of
 @click.option("--dask", metavar="ADDRESS", help="Run the workers on a Dask cluster: tcp://host:8786.")
 @with_options(*limit_options, *where_options)
 @storage_option
+@students_option
 @seed_option
 @device_option
 @click.option("--quiet", is_flag=True, help="Nothing but warnings and errors, and the front at the end.")
@@ -66,6 +68,7 @@ def run(
     workers: int,
     dask: str | None,
     storage: str | None,
+    students: str | None,
     seed: int | None,
     device: str,
     quiet: bool,
@@ -89,6 +92,7 @@ def run(
         directory=directory,
         seed=seed,
         storage=storage,
+        students=students,
         changes=given,
         device=device,
         track=untracked if silent else track,
