@@ -8,7 +8,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from spansearch.front import hypervolume, non_dominated
-from spansearch.outcome import Outcome, value
+from spansearch.outcome import Outcome
 
 OTHERS = ("score_drop", "divergence")
 
@@ -38,15 +38,18 @@ def growth(
         begin = max(until, end - _seconds(trial, outcome))
         worked, until = worked + max(0.0, end - begin), max(until, end)
         changed = False
-        if outcome.measures is not None and "duplicate_of" not in outcome.details:
-            ratio = value(outcome.measures, f"{cost}_ratio")
-            for name in OTHERS:
-                point = (ratio, max(0.0, float(getattr(outcome.measures, name))))
-                front = [*fronts[name], point]
-                fronts[name] = [front[k] for k in non_dominated(front)]
-                volume = hypervolume(fronts[name], (1.0, references[name]))
-                changed = changed or volume > volumes[name]
-                volumes[name] = volume
+        measures = None if "duplicate_of" in outcome.details else outcome.measures
+        ratio: float | None = None if measures is None else getattr(measures, f"{cost}_ratio")
+        for name in OTHERS:
+            if ratio is None:  # nothing was measured
+                break
+            point, front = (ratio, max(0.0, float(getattr(measures, name)))), fronts[name]
+            if any(one[0] <= point[0] and one[1] <= point[1] for one in front):
+                continue
+            fronts[name] = [[*front, point][k] for k in non_dominated([*front, point])]
+            volume = hypervolume(fronts[name], (1.0, references[name]))
+            changed = changed or volume > volumes[name]
+            volumes[name] = volume
         if changed or count == len(ordered):
             points.append({"seconds": round(worked, 3), "finished": count, **volumes})
     return points
