@@ -17,12 +17,14 @@ from optuna.trial import FrozenTrial
 
 from spansearch.budget import Budget
 from spansearch.calibration import Track, untracked
+from spansearch.dashboard import annotate
 from spansearch.errors import StudyError, TaskError, unsaved
 from spansearch.events import Events
 from spansearch.front_reader import FrontReader
 from spansearch.loop import Ended, Loop, OnTrial
 from spansearch.onlooker import Onlooker
 from spansearch.patience import Patience
+from spansearch.report import export_command, render, report_data
 from spansearch.results import Front, Member
 from spansearch.search import Search, Space
 from spansearch.spans import Spans
@@ -42,6 +44,7 @@ from spansearch.store import (
     read_study,
     remember_source,
     source_of,
+    write_durably,
 )
 from spansearch.task import Task
 from spansearch.trials import FINISHED
@@ -266,6 +269,36 @@ class Study:
         """Who works on the study, how far it is, at what rate, and what went wrong last."""
         with database_errors(self.storage, self.directory):
             return status_of(self.optuna, self.directory)
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write what was found as one HTML page that needs no network; loads no model and reads no data.
+
+        Args:
+            path: where; by default report.html in the run's directory.
+
+        Returns:
+            The path, absolute.
+
+        Raises:
+            SaveError: the file cannot be written. StudyError: the storage cannot be read.
+        """
+        path = Path(self.directory / "report.html" if path is None else path).absolute()
+        write_durably(path, render(self.report_data()).encode())
+        return path
+
+    def report_data(self) -> dict[str, Any]:
+        """What a report shows, as plain data."""
+        with database_errors(self.storage, self.directory):
+            return report_data(self.optuna, self.directory, self.storage)
+
+    def annotate(self) -> None:
+        """Write what optuna-dashboard (``spansearch[dashboard]``) shows as notes: recipes of the front.
+
+        Raises:
+            StudyError: the package is missing, or there is no study yet.
+        """
+        with database_errors(self.storage, self.directory):
+            annotate(self.optuna, self.front(), export_command(self.directory, self.storage))
 
     def finished(self) -> list[FrozenTrial]:
         """The study's finished trials; none where the study does not exist yet."""

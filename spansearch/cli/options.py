@@ -37,6 +37,14 @@ seed_option = click.option(
 )
 
 
+plot_option = click.option(
+    "--plot",
+    metavar="PATH",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also draw it: .png, .svg or .pdf (needs spansearch[plots]).",
+)
+
+
 class Amount(click.ParamType):
     """A share of the teacher's, or a number above 1: 50%, 0.5, 13.7M."""
 

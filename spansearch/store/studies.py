@@ -28,7 +28,7 @@ MARK = ".students"
 """The file by which a run's directory is known again on another machine, where it has another path."""
 STUDY_VALUES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("fingerprint", "teacher", "linear_errors", "missed", "rates", "seconds", "test"), dict),
-    **dict.fromkeys(("students", "repaired"), dict),
+    **dict.fromkeys(("students", "repaired", "network", "sufficiency"), dict),
     "seeds": list,
     "stopped": list,
 }
