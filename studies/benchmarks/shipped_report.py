@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from benchmarks.pages import share, table, verdict
@@ -192,11 +193,17 @@ def results_table(results: Sequence[dict[str, Any]]) -> str:
                 f"{teacher['test_score']:.4g}",
                 study.unit,
                 *(_cell(run["at"][str(size)]) for size in SHARES if size != 0.75),
-                ", ".join(f"{two['preset']} {two['wall_s'] / 60:.1f}" for two in one["runs"]),
+                _minutes(one["runs"]),
             ]
         )
     heads = ["study", "network and data", "test score", "lost, in", *(f"{size:.0%}" for size in SHARES[1:])]
     return table([*heads, "minutes"], rows)
+
+
+def _minutes(runs: Sequence[dict[str, Any]]) -> str:
+    """Of each preset, with those of the runs that it continues."""
+    walls = accumulate(one["wall_s"] / 60 for one in runs)
+    return ", ".join(f"{one['preset']} {wall:.1f}" for one, wall in zip(runs, walls, strict=True))
 
 
 def with_table(text: str, results: Sequence[dict[str, Any]]) -> str:
