@@ -7,13 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from spansearch.errors import SpanSearchError
+from spansearch.errors import TooLongError
 
 _ends: ContextVar[tuple[float, float] | None] = ContextVar("deadline", default=None)
-
-
-class TooLongError(SpanSearchError):
-    """A trial took longer than it may."""
 
 
 @contextmanager
@@ -24,6 +20,13 @@ def deadline(seconds: float | None) -> Iterator[None]:
         yield
     finally:
         _ends.reset(before)
+
+
+def prolong(seconds: float) -> None:
+    """Time that passed with waiting for a disk or a server is not the trial's."""
+    end = _ends.get()
+    if end is not None:
+        _ends.set((end[0] + seconds, end[1]))
 
 
 def require_time() -> None:

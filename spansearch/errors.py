@@ -44,6 +44,14 @@ class DiskFullError(SaveError):
     """There is no room for what was to be kept; what was kept before is intact."""
 
 
+class ServerAwayError(SaveError):
+    """The server of a study's database does not answer: it is being started anew, or the network is down."""
+
+
+class TooLongError(SpanSearchError):
+    """A trial took longer than it may."""
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """An error, and every one that led to it."""
     seen: set[int] = set()
@@ -76,13 +84,16 @@ def unsaved(error: BaseException) -> BaseException | None:
 
 
 def pass_on_stop(error: Exception) -> None:
-    """Raise KeyboardInterrupt where that is what a library made an error of: the user wants to stop.
+    """Raise what nobody may make something else of: the user wants to stop, or the trial's time is over.
 
     For those who make something of any error: a failed trial, a figure that is missing.
 
     Raises:
-        KeyboardInterrupt: as said. SaveError: something could not be saved on the way.
+        KeyboardInterrupt: a library made an error of it. SaveError: something could not be saved on the way.
+        TooLongError: as it came.
     """
+    if isinstance(error, TooLongError):
+        raise error
     if any(isinstance(one, KeyboardInterrupt) for one in causes(error)):
         if unsaved(error):
             raise SaveError(f"{type(error).__name__}: {error}. What was kept before is intact.") from error

@@ -5,24 +5,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, Trial
 
 from spansearch.assignments import Assignments, Params
 from spansearch.deadline import deadline
-from spansearch.errors import DiskFullError, StudyError, causes
+from spansearch.errors import StudyError
 from spansearch.events import Events
 from spansearch.fitter import Rates
 from spansearch.outcome import Outcome, failed
+from spansearch.patience import Patience
 from spansearch.planner import Planner, recipe
 from spansearch.polisher import Polisher, is_turn
 from spansearch.preparation import IDLE, prepare, require_teacher
 from spansearch.proposal import Proposals
 from spansearch.recipe import Splice, described
 from spansearch.search import POLISH, SAMPLERS, Constraints, SeededSampler, Space
-from spansearch.store import Crew, StudentFiles, StudyLock, database_errors
+from spansearch.store import Crew, StudentFiles, StudyLock
 from spansearch.students import family
 from spansearch.trials import FINISHED, duplicate, remember, settled, streak
 from spansearch.workbench import Workbench
@@ -32,11 +33,8 @@ log = logging.getLogger("spansearch")
 SAME_FAILURES = 10
 POLL = 0.25
 """Seconds between looks at what others have in their hands."""
-FULL = 5.0
-"""Seconds between attempts to write where a disk is full."""
 OnTrial = Callable[[int, Splice | None, Outcome], None]
 Ended = Literal["done", "timeout", "interrupted"]
-T = TypeVar("T")
 
 
 class FailedStudyError(StudyError):
@@ -55,6 +53,7 @@ class Loop:
         crew: the study's workers; this process has to join them before it runs any trial.
         events: the run's log; nothing is written down where there is none.
         max_trial_seconds: that a trial may take.
+        command: id of the command that began this worker with others; all of them can be asked to leave.
 
     Raises:
         StudyError: teacher or data are not those the study was created with. SpanError: no legal span.
@@ -70,12 +69,13 @@ class Loop:
         crew: Crew | None = None,
         events: Events | None = None,
         max_trial_seconds: float | None = None,
+        command: str | None = None,
     ) -> None:
         self.study, self.url, self.bench, self.space, self.files = study, url, bench, space, files
         self.crew = crew or Crew(study, StudyLock(study, url, bench.directory), bench.directory)
         self.events = events or Events(None, self.crew.worker)
-        files.patiently = self._patiently
-        self.name, self.max_trial_seconds = bench.task.name, max_trial_seconds
+        self.patiently = files.patiently = Patience(url, bench.directory, self.events)
+        self.name, self.max_trial_seconds, self.command = bench.task.name, max_trial_seconds, command
         started = time.perf_counter()
         self._spent: dict[str, float] = {}
         self._make_ready(started)
@@ -86,14 +86,14 @@ class Loop:
         study, bench, space = self.study, self.bench, self.space
         settings = space.settings
         preparing = StudyLock(study, self.url, bench.directory, "prepare", IDLE)
-        require_teacher(study, preparing, bench, space)
+        self.patiently(lambda: require_teacher(study, self.crew.lock, bench, space))
         bench.recording  # noqa: B018  # now, not in the middle of the first fit
-        self.memory = remember(study, bench.found)
+        self.memory = self.patiently(lambda: remember(study, bench.found))
         for span_name in self.memory.refused:
             space.refuse(span_name)
         self.constraints = Constraints.of(settings.fingerprint(), study.user_attrs["teacher"])
         self.planner = Planner(bench, space, self.memory, self.constraints)
-        prepare(study, preparing, self.planner)
+        self.patiently(lambda: prepare(study, preparing, self.planner))
         seeds = study.user_attrs["seeds"]
         # closed forms open a study: what they teach chooses among all that comes behind them
         self._opening = sum(not family(seed["family"]).gradient for seed in seeds)
@@ -119,6 +119,7 @@ class Loop:
             self.planner.keep_off,
             self._take_spent,
             started,
+            self.command,
         )
 
     def keep_preparing(self) -> None:
@@ -141,19 +142,19 @@ class Loop:
         failures: list[str] = []
         waits = False
         while True:
-            if timeout is not None and self.assignments.seconds() >= timeout:
+            if timeout is not None and self.patiently(self.assignments.seconds) >= timeout:
                 log.info("%s: the timeout of %.0f s is reached", self.name, timeout)
                 return "timeout"
-            given = self._patiently(lambda: self.assignments.next(trials))
+            given = self.patiently(lambda: self.assignments.next(trials))
             if given == "done":
                 return "done"
             if given == "stop":
                 log.info("%s: asked to stop", self.name)
                 return "interrupted"
-            if given == "wait":
-                if not waits:
+            if given == "wait" or given == "unsure":  # not `in`, which mypy does not see through
+                if given == "wait" and not waits:
                     log.info("%s: other workers have the last trials in their hands", self.name)
-                waits = True
+                    waits = True
                 time.sleep(POLL)
                 continue
             waits = False
@@ -173,7 +174,7 @@ class Loop:
         for key in ("fitting", "evaluating"):
             self._spend(key, seconds.get(key, 0.0))
         known = self.rates.known
-        if not self._patiently(lambda: self.assignments.tell(trial, splice, outcome, known)):
+        if not self.patiently(lambda: self.assignments.tell(trial, splice, outcome, known)):
             return Outcome("pruned")  # nothing of it counts
         measures = outcome.measures
         self.events.say(
@@ -192,30 +193,6 @@ class Loop:
         if on_trial is not None:
             on_trial(trial.number, splice, outcome)
         return outcome
-
-    def _patiently(self, write: Callable[[], T]) -> T:
-        """What is written to the storage; where its disk is full, as soon as there is room again."""
-        told = False
-        while True:
-            try:
-                with database_errors(self.url, self.bench.directory):
-                    written = write()
-            except DiskFullError as error:
-                if any(isinstance(one, KeyboardInterrupt) for one in causes(error)):
-                    raise  # the user wants to stop, not to wait
-                self._wait_for_room(error, told)
-                told = True
-                continue
-            if told:
-                log.info("there is room again: the study goes on")
-                self.events.say("resumed")
-            return written
-
-    def _wait_for_room(self, error: DiskFullError, told: bool) -> None:
-        if not told:
-            log.warning("paused: %s The study goes on by itself then; Ctrl-C stops it.", error)
-            self.events.say("paused", reason=str(error))
-        time.sleep(FULL)
 
     def _spend(self, key: str, seconds: float) -> None:
         self._spent[key] = self._spent.get(key, 0.0) + seconds

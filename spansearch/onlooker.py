@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from optuna.study import Study as OptunaStudy
+from optuna.trial import FrozenTrial
 
 from spansearch.assignments import STOP
 from spansearch.events import read_events
@@ -17,6 +17,8 @@ from spansearch.trials import FINISHED, outcome_of
 
 log = logging.getLogger("spansearch")
 
+KEPT = 100  # commands that were stopped
+
 
 class Onlooker:
     """Tells what is new in a study since the last look.
@@ -25,6 +27,7 @@ class Onlooker:
         study: its storage.
         directory: of the run; its log has the messages of workers that see the same directory.
         on_trial: called with (trial number, splice, outcome) for every trial that was finished.
+        patiently: calls what reads the storage; may call it again.
     """
 
     def __init__(
@@ -32,8 +35,10 @@ class Onlooker:
         study: OptunaStudy,
         directory: Path,
         on_trial: Callable[[int, Splice | None, Outcome], None] | None,
+        patiently: Callable[[Callable[[], list[FrozenTrial]]], list[FrozenTrial]] = lambda read: read(),
     ) -> None:
         self.study, self.directory, self.on_trial = study, directory, on_trial
+        self.patiently = patiently
         self._known = {trial.number for trial in study.get_trials(deepcopy=False, states=FINISHED)}
         self._place = max((place for place, _ in read_events(directory)), default=0)
         self._said: set[str] = set()
@@ -41,7 +46,7 @@ class Onlooker:
     def look(self) -> int:
         """Show what is new; returns how many trials are finished."""
         self._show_messages()
-        finished = self.study.get_trials(deepcopy=False, states=FINISHED)
+        finished = self.patiently(lambda: self.study.get_trials(deepcopy=False, states=FINISHED))
         for trial in finished:
             if trial.number not in self._known:
                 self._known.add(trial.number)
@@ -59,6 +64,7 @@ class Onlooker:
                 level = logging.getLevelNamesMapping().get(str(event.get("level")).upper(), logging.INFO)
                 log.log(level, "%s", text)
 
-    def stop(self) -> None:
-        """Ask all workers that take part now to leave; each does when it has finished its trial."""
-        self.study.set_user_attr(STOP, time.time())
+    def stop(self, command: str) -> None:
+        """Ask the workers that a command began to leave; each does when it has finished its trial."""
+        asked = self.study.user_attrs.get(STOP, [])
+        self.study.set_user_attr(STOP, [*asked, command][-KEPT:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from spansearch.errors import SpanSearchError, StudyError, pass_on_stop
+from spansearch.errors import SpanSearchError, StudyError, TooLongError, pass_on_stop
 from spansearch.evaluate import Measures
 from spansearch.recipe import Recipe, Splice
 from spansearch.students import families
@@ -54,7 +54,8 @@ class Outcome:
 
 def failed(error: Exception, details: dict[str, Any] | None = None) -> Outcome:
     """The outcome of a proposal that ended in an error; KeyboardInterrupt where that was the user's stop."""
-    pass_on_stop(error)
+    if not isinstance(error, TooLongError):  # of a trial, and this is the trial
+        pass_on_stop(error)
     reason = str(error) if isinstance(error, SpanSearchError) else f"{type(error).__name__}: {error}"
     return Outcome("failed", details={**(details or {}), "reason": reason})
 

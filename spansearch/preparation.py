@@ -30,19 +30,20 @@ def require_teacher(study: OptunaStudy, lock: StudyLock, bench: Workbench, space
     """Teacher and data are those the study was created with, and something can be done with them.
 
     Args:
-        lock: one worker describes the teacher; what it found holds for all.
+        lock: the study's; what the first worker found holds for all.
 
     Raises:
         StudyError: teacher or data are others. SpanError: no legal span. TaskError: the loss cannot be used.
     """
     described = bench.validation.describe_teacher()
+    if space.settings.timed and "latency_s" not in study.user_attrs.get("teacher", {}):
+        described["latency_s"] = bench.latency(bench.teacher).seconds
     with lock.held():
-        if "teacher" not in study.user_attrs:
-            study.set_user_attr("teacher", described)
-        require_same_teacher(study.user_attrs["teacher"], described)
-        if space.settings.timed and "latency_s" not in study.user_attrs["teacher"]:
-            latency = bench.latency(bench.teacher)
-            study.set_user_attr("teacher", {**described, "latency_s": latency.seconds})
+        known = study.user_attrs.get("teacher", {})
+        if known:
+            require_same_teacher(known, {**described, "latency_s": known.get("latency_s")})
+        if known.keys() < described.keys():
+            study.set_user_attr("teacher", {**described, **known})
     for name, reason in space.unfit.items():
         log.info("%s: the family %s fits no span and is left out: %s", bench.task.name, name, reason)
     bench.require_legal_span(space.spans)

@@ -56,7 +56,7 @@ class UnitCosts:
 
 
 @dataclass(frozen=True)
-class Budget:
+class PresetPlan:
     """What a preset comes to for one study.
 
     Attributes:
@@ -74,7 +74,7 @@ class Budget:
     costs: UnitCosts
 
 
-def budget(preset: str, costs: UnitCosts, opening: int) -> Budget:
+def plan_for(preset: str, costs: UnitCosts, opening: int) -> PresetPlan:
     """The trials and the timeout of a preset.
 
     The last trial and the front's figures on the test split have to end within the preset's time as well, so
@@ -93,12 +93,12 @@ def budget(preset: str, costs: UnitCosts, opening: int) -> Budget:
         raise StudyError(f"There is no preset {preset!r}. Choose from: {', '.join(SECONDS)}.")
     seconds = SECONDS[preset]
     if seconds is None:
-        return Budget(preset, TRIALS[preset], None, None, costs)
+        return PresetPlan(preset, TRIALS[preset], None, None, costs)
     last = max(costs.fitting, costs.composing) + (1 + MEMBERS) * costs.measuring
     opened = costs.preparing + opening * costs.measuring
     timeout = max(seconds - last, opened + 2 * costs.trial)
     expected = opening + int((timeout - opened) / max(costs.trial, 1e-6))
-    return Budget(preset, TRIALS[preset], timeout, min(expected, TRIALS[preset]), costs)
+    return PresetPlan(preset, TRIALS[preset], timeout, min(expected, TRIALS[preset]), costs)
 
 
 def unit_costs(bench: Workbench, space: Space, preparing: float) -> UnitCosts:

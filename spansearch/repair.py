@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 from optuna.study import Study as OptunaStudy
@@ -81,12 +82,10 @@ class Repair:
 
     def _carried_out(self, number: int, before: Outcome) -> Outcome:
         """The trial once more, knowing what was known then: so it goes the same way."""
-        memory = self._memory(number)
+        memory = self._memory(number, before)
         rates = Rates(self.study.user_attrs.get("rates", {}))
         polish = before.details.get("polish")
         if polish is not None:
-            base = next(t for t in self.study.get_trials(states=FINISHED) if t.number == polish["of"])
-            self.entry(base.number, outcome_of(base)[1])
             constraints = Constraints({})
             polisher = Polisher(self.bench, self.settings, self.files, memory, rates, constraints)
             return polisher.carry_out(polish["of"])
@@ -99,10 +98,19 @@ class Repair:
             return proposals.carry_out(main)
         return proposals.carry_out(main, Plan(recipe, predicted["thinned"], predicted["spliced"], 0.0))
 
-    def _memory(self, number: int) -> Memory:
+    def _memory(self, number: int, before: Outcome) -> Memory:
+        """What the trials before one taught; the one whose model it polished may have a higher number."""
         memory = Memory(self.bench.found)
         memory.prospects.errors = self.study.user_attrs.get("linear_errors", {})
+        base = before.details.get("polish", {}).get("of")
         for trial in self.study.get_trials(deepcopy=False, states=FINISHED):
-            if trial.number < number:
-                memory.learn(trial.number, *outcome_of(trial))
+            if trial.number >= number and trial.number != base:
+                continue
+            splice, outcome = outcome_of(trial)
+            entry = self.study.user_attrs.get(KEY, {}).get(str(trial.number))
+            if trial.number == base:
+                entry = self.entry(base, outcome)
+            if entry is not None:
+                outcome = replace(outcome, details={**outcome.details, "student": entry})
+            memory.learn(trial.number, splice, outcome)
         return memory

@@ -12,7 +12,7 @@ from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from spansearch.outcome import loss, value
-from spansearch.store import Lease, is_alive, leases_of
+from spansearch.store import Lease, leases_of, seems_alive
 from spansearch.summary import cost_of
 from spansearch.trials import FINISHED, STATES, outcome_of
 
@@ -68,7 +68,7 @@ def status_of(study: OptunaStudy, directory: Path) -> Status:
     """
     attributes = study.user_attrs
     leases = leases_of(attributes)
-    workers = [lease for place, lease in leases.items() if is_alive(place, lease, directory)]
+    workers = [lease for place, lease in leases.items() if seems_alive(place, lease, directory)]
     trials = study.get_trials(deepcopy=False)
     finished = [trial for trial in trials if trial.state in FINISHED]
     held = {lease.trial for lease in workers}

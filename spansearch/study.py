@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
@@ -14,13 +15,15 @@ from typing import Any, Literal
 from optuna.study import Study as OptunaStudy
 from optuna.trial import FrozenTrial
 
+from spansearch.budget import Budget
 from spansearch.calibration import Track, untracked
 from spansearch.errors import StudyError, TaskError, unsaved
 from spansearch.events import Events
 from spansearch.front_reader import FrontReader
 from spansearch.loop import Ended, Loop, OnTrial
 from spansearch.onlooker import Onlooker
-from spansearch.presets import Budget, UnitCosts, budget, unit_costs
+from spansearch.patience import Patience
+from spansearch.presets import PresetPlan, UnitCosts, plan_for, unit_costs
 from spansearch.results import Front, Member
 from spansearch.search import Search, Space
 from spansearch.spans import Spans
@@ -86,6 +89,7 @@ class Study:
         self.bench = Workbench(task, self.directory, self.search, device, track)
         self.files = StudentFiles(self.directory / "students")
         self._optuna: OptunaStudy | None = None
+        self._opened: Mapping[str, Any] | None = None  # settings given in place of the study file's
 
     @classmethod
     def open(
@@ -127,9 +131,11 @@ class Study:
         if seed is not None:
             given["seed"] = seed
         search = replace(search, **given)
-        return cls(
+        study = cls(
             task, directory=directory, storage=storage, search=search, device=device, track=track, source=file
         )
+        study._opened = given
+        return study
 
     @property
     def spans(self) -> Spans:
@@ -148,7 +154,7 @@ class Study:
                 self._optuna = find_study(self.storage, self.directory, self.task.name, self.source)
         return self._optuna
 
-    def plan(self, preset: str) -> Budget:
+    def plan(self, preset: str) -> PresetPlan:
         """The trials and timeout of a preset: ``quick`` (minutes), ``standard`` (an hour), ``overnight`` (no
         end). They follow from what the study's parts take, measured once, when it is created and prepared
         here, and kept with it. Raises StudyError where there is no such preset, and as run."""
@@ -160,7 +166,7 @@ class Study:
                 measured = unit_costs(self.bench, self.space, loop.preparing)
                 study.set_user_attr("unit_costs", measured.to_json())
             costs = UnitCosts(**study.user_attrs["unit_costs"])
-            return budget(preset, costs, len(study.user_attrs["seeds"]))
+            return plan_for(preset, costs, len(study.user_attrs["seeds"]))
 
     def run(
         self,
@@ -193,24 +199,31 @@ class Study:
             StudyError: the storage cannot be used, teacher, data or settings
                 differ from those the study was created with, or ten trials in a row failed alike.
         """
-        if trials < 1:
-            raise StudyError(f"trials must be at least 1, got {trials}.")
-        if timeout is not None and not timeout > 0:
-            raise StudyError(f"timeout must be above 0 seconds, got {timeout}.")
-        if max_trial_seconds is not None and not max_trial_seconds > 0:
-            raise StudyError(f"max_trial_seconds must be above 0, got {max_trial_seconds}.")
+        budget = Budget(trials, timeout, max_trial_seconds)
         if workers < 1:
             raise StudyError(f"workers must be at least 1, got {workers}.")
+
+        def run() -> Ended:
+            self._begin()
+            if workers > 1 or dask is not None:
+                return self._is_over(budget) or self._run_workers(budget, on_trial, workers, dask)
+            return self._is_over(budget) or self._run(budget, on_trial)
+
+        return self._stoppable(run)
+
+    def take_part(self, budget: Budget, command: str) -> Ended:
+        """As ``run``, for one of the workers that a command began, whose id it has."""
+
+        def run() -> Ended:
+            Patience(self.storage, self.directory, Events(None, ""))(self._begin)
+            return self._is_over(budget) or self._run(budget, None, command)
+
+        return self._stoppable(run)
+
+    def _stoppable(self, run: Callable[[], Ended]) -> Ended:
         with database_errors(self.storage, self.directory):
             try:
-                self._begin()
-                over = self._is_over(trials, timeout)
-                if over is not None:
-                    return over
-                if workers > 1 or dask is not None:
-                    part = partial(take_part, trials, timeout, max_trial_seconds)
-                    return self._run_workers(part, on_trial, workers, dask)
-                return self._run(trials, timeout, max_trial_seconds, on_trial)
+                return run()
             except KeyboardInterrupt as stop:
                 if unsaved(stop):  # it came while a full disk was being dealt with
                     raise
@@ -269,32 +282,32 @@ class Study:
             )
         return study
 
-    def _is_over(self, trials: int, timeout: float | None) -> Ended | None:
+    def _is_over(self, budget: Budget) -> Ended | None:
         """What is said of a study that has all its trials, or no time left; None for any other."""
-        if len(self.optuna.get_trials(deepcopy=False, states=FINISHED)) >= trials:
-            log.info("%s: all of %d trials are done", self.task.name, trials)
+        if len(self.optuna.get_trials(deepcopy=False, states=FINISHED)) >= budget.trials:
+            log.info("%s: all of %d trials are done", self.task.name, budget.trials)
             return "done"
-        if timeout is not None and self.optuna.user_attrs.get("seconds", {}).get("total", 0.0) >= timeout:
-            log.info("%s: the timeout of %.0f s was reached before", self.task.name, timeout)
+        spent = self.optuna.user_attrs.get("seconds", {}).get("total", 0.0)
+        if budget.timeout is not None and spent >= budget.timeout:
+            log.info("%s: the timeout of %.0f s was reached before", self.task.name, budget.timeout)
             return "timeout"
         return None
 
-    def _run(
-        self, trials: int, timeout: float | None, longest: float | None, on_trial: OnTrial | None
-    ) -> Ended:
+    def _run(self, budget: Budget, on_trial: OnTrial | None, command: str | None = None) -> Ended:
         """As one worker."""
-        study = self.optuna
+        study, longest = self.optuna, budget.max_trial_seconds
         crew = Crew(study, StudyLock(study, self.storage, self.directory), self.directory)
         events = Events(self.directory, crew.worker)
-        with crew.joined(trials), events.messages():
-            with crew.lock.held():
-                if len(crew.alive()) == 1:
-                    self.files.clean()
-            events.say("joined", pid=os.getpid(), host=socket.gethostname(), trials=trials)
+        self.files.clean()
+        patiently = Patience(self.storage, self.directory, events)
+        with crew.joined(budget.trials, patiently), events.messages():
+            events.say("joined", pid=os.getpid(), host=socket.gethostname(), trials=budget.trials)
             ended: Ended | Literal["failed"] = "failed"
             try:
-                loop = Loop(study, self.storage, self.bench, self.space, self.files, crew, events, longest)
-                ended = loop.run(trials, timeout, on_trial)
+                loop = Loop(
+                    study, self.storage, self.bench, self.space, self.files, crew, events, longest, command
+                )
+                ended = loop.run(budget.trials, budget.timeout, on_trial)
                 return ended
             except KeyboardInterrupt:
                 ended = "interrupted"
@@ -302,18 +315,18 @@ class Study:
             finally:
                 events.say("left", why=ended)
 
-    def _run_workers(
-        self, part: Callable[..., Ended], on_trial: OnTrial | None, count: int, dask: str | None
-    ) -> Ended:
+    def _run_workers(self, budget: Budget, on_trial: OnTrial | None, count: int, dask: str | None) -> Ended:
         """As many workers in other processes; this one looks on."""
+        command = uuid.uuid4().hex
         made: Callable[..., Study]
-        if self.source is None:
-            made = partial(Study, self.task, search=self.search)
+        if self._opened is None or self.source is None:
+            made = partial(Study, self.task, search=self.search, source=self.source)
         else:
-            made = partial(Study.open, self.source, seed=self.search.seed, changes=self.search.changes)
+            made = partial(Study.open, self.source, changes=self._opened)
         made = partial(made, directory=self.directory, storage=self.storage)
-        wanted = orders(partial(part, made), count, self.device)
-        onlooker = Onlooker(self.optuna, self.directory, on_trial)
+        wanted = orders(partial(take_part, budget, command, made), count, self.device)
+        patiently = Patience(self.storage, self.directory, Events(self.directory, "onlooker"))
+        onlooker = Onlooker(self.optuna, self.directory, on_trial, patiently)
         if dask is None:
             return supervise(wanted, onlooker.look)
-        return on_cluster(dask, wanted, onlooker.look, onlooker.stop)
+        return on_cluster(dask, wanted, self.device, onlooker.look, partial(onlooker.stop, command))

@@ -8,16 +8,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import joblib
 import torch
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
+from spansearch.budget import Budget
 from spansearch.errors import StudyError, TaskError
 from spansearch.loop import Ended
 from spansearch.store import MODULE_PREFIX
@@ -37,14 +37,15 @@ class Order:
     """What a worker has to know; it travels to its process.
 
     Attributes:
-        run: makes the study and runs it; picklable.
+        run: makes the study and runs it; picklable. Not shown: it knows the storage's password.
         threads: of torch, for this worker; None: as many as torch takes.
         device: for this worker.
         families: registered by a program, and not by its study file.
-        parent: the id of the process that asked; a worker of this machine does not outlive it.
+        parent: the id of the process that asked; a worker of this machine does not outlive it. None for one
+            that runs in a process of somebody else's.
     """
 
-    run: Callable[[str], Ended]
+    run: Callable[[str], Ended] = field(repr=False)
     device: str
     threads: int | None = None
     families: Mapping[str, type] = field(default_factory=dict)
@@ -72,16 +73,14 @@ def _is_of_program(kind: type) -> bool:
     return not kind.__module__.startswith(("spansearch.", MODULE_PREFIX))
 
 
-def take_part(
-    trials: int, timeout: float | None, longest: float | None, made: Callable[..., Any], device: str
-) -> Ended:
+def take_part(budget: Budget, command: str, made: Callable[..., Any], device: str) -> Ended:
     """Run a study in this process, as one worker.
 
     Args:
-        longest: seconds that a trial may take.
+        command: id of the command that began this worker and others.
         made: makes the study, given the device.
     """
-    ended: Ended = made(device=device).run(trials, timeout, max_trial_seconds=longest)
+    ended: Ended = made(device=device).take_part(budget, command)
     return ended
 
 
@@ -102,6 +101,28 @@ def orders(run: Callable[[str], Ended], count: int, device: str) -> list[Order]:
     return [Order(run, one, threads, own, os.getpid()) for one in devices]
 
 
+class _Deaths:
+    """Counts the workers that died in a row, none of which finished a trial in between."""
+
+    def __init__(self, finished: int) -> None:
+        self._count, self._finished = 0, finished
+
+    def see(self, finished: int) -> None:
+        if finished > self._finished:
+            self._count, self._finished = 0, finished
+
+    def another(self, error: BaseException) -> None:
+        """One more; StudyError where that is too many."""
+        self._count += 1
+        log.warning("a worker died and is replaced; its trial is taken up again")
+        if self._count >= DEATHS:
+            raise StudyError(
+                f"{DEATHS} workers in a row died without finishing a trial: killed by the system for their "
+                "memory? Use fewer workers, a smaller memory_budget or smaller batches. What was finished is "
+                "kept; the same command continues."
+            ) from error
+
+
 def supervise(wanted: Sequence[Order], look: Callable[[], int]) -> Ended:
     """Run workers as processes until the study has ended; one that dies is replaced.
 
@@ -120,27 +141,19 @@ def supervise(wanted: Sequence[Order], look: Callable[[], int]) -> Ended:
         executors[executor.submit(carry_out, order)] = executor, order
 
     ended: list[Ended] = []
-    deaths, finished = 0, look()
+    deaths = _Deaths(look())
     try:
         for order in wanted:
             begin(order)
         while executors:
             done, _ = wait(executors, timeout=POLL, return_when=FIRST_COMPLETED)
-            now = look()
-            deaths, finished = (0, now) if now > finished else (deaths, finished)
+            deaths.see(look())
             for future in done:
                 executor, order = executors.pop(future)
                 error = future.exception()
                 executor.shutdown(wait=False, kill_workers=True)
                 if isinstance(error, BrokenProcessPool):
-                    deaths += 1
-                    log.warning("a worker died and is replaced; its trial is taken up again")
-                    if deaths >= DEATHS:
-                        raise StudyError(
-                            f"{DEATHS} workers in a row died without finishing a trial: killed by the system "
-                            "for their memory? Use fewer workers, a smaller memory_budget or smaller "
-                            "batches. What was finished is kept; the same command continues."
-                        ) from error
+                    deaths.another(error)
                     begin(order)
                 elif error is not None:
                     raise error
@@ -156,42 +169,69 @@ def supervise(wanted: Sequence[Order], look: Callable[[], int]) -> Ended:
 
 
 def on_cluster(
-    address: str, wanted: Sequence[Order], look: Callable[[], int], stop: Callable[[], None]
+    address: str,
+    wanted: Sequence[Order],
+    device: str,
+    look: Callable[[], int],
+    stop: Callable[[], None],
 ) -> Ended:
-    """Run workers as tasks of a Dask cluster, through joblib, until the study has ended.
+    """Run workers as tasks of a Dask cluster until the study has ended.
 
-    A task whose machine is gone is run again by Dask, and joins the study again.
+    A task whose machine is gone is run again by Dask, elsewhere, and joins the study again. Not through
+    joblib's backend: that runs tasks in this process where the cluster has one thread.
 
     Args:
         address: of the scheduler, ``tcp://host:8786``.
-        look: called again and again, to show what is new.
-        stop: asks all workers of the study to leave.
+        wanted: what they have to know; of Dask's own processes neither threads nor devices are changed, and
+            they do not end with the one that asked.
+        device: for all of them, as it was asked for: what "auto" is, they see there.
+        look: called again and again, to show what is new; returns how many trials are finished.
+        stop: asks these workers to leave.
 
     Raises:
-        TaskError: Dask is not installed. StudyError: the cluster cannot be reached, or what a worker raised.
+        TaskError: Dask is not installed. StudyError: the cluster cannot be reached; what a worker raised; or
+            worker after worker died.
     """
-    with _cluster(address), ThreadPoolExecutor(1) as thread:
+    with _connected(address) as client:
+        from distributed.scheduler import KilledWorker
 
-        def run() -> list[Ended]:
-            with joblib.parallel_config(backend="dask", scheduler_host=address):
-                each = (joblib.delayed(carry_out)(order) for order in wanted)
-                return list(joblib.Parallel(n_jobs=len(wanted), batch_size=1)(each))
+        running: dict[Any, Order] = {}
 
-        future = thread.submit(run)
+        def begin(order: Order) -> None:
+            running[client.submit(carry_out, order, pure=False)] = order
+
+        ended: list[Ended] = []
+        deaths = _Deaths(look())
         try:
-            while not future.done():
-                look()
+            for order in wanted:
+                begin(replace(order, parent=None, threads=None, device=device))
+            if not client.scheduler_info()["workers"]:
+                log.info("no worker has joined the cluster at %s yet: waiting for one", address)
+            while running:
                 time.sleep(POLL)
-        except KeyboardInterrupt:
+                deaths.see(look())
+                for future in [one for one in running if one.done()]:
+                    order, error = running.pop(future), future.exception()
+                    if isinstance(error, KilledWorker):
+                        deaths.another(error)
+                        begin(order)
+                    elif error is not None:
+                        raise error
+                    else:
+                        ended.append(future.result())
+        except BaseException as error:
             stop()
-            wait([future], timeout=None)
-            return "interrupted"
+            client.cancel(list(running))  # those that have not begun
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            log.info("asked the workers on %s to leave: each does when its trial is finished", address)
+            ended.append("interrupted")
         look()
-        return _together(future.result())
+        return _together(ended)
 
 
 @contextmanager
-def _cluster(address: str) -> Iterator[None]:
+def _connected(address: str) -> Iterator[Any]:
     try:
         import distributed
     except ImportError as error:
@@ -200,13 +240,14 @@ def _cluster(address: str) -> Iterator[None]:
             "machines of the cluster)."
         ) from error
     try:
-        distributed.Client(address, timeout="10s", set_as_default=False).close()
+        client = distributed.Client(address, timeout="10s", set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise StudyError(
             f"No Dask scheduler answers at {address}: {error}. Start one with `dask scheduler`, workers with "
             "`dask worker ADDRESS --nthreads 1`, and give its address, tcp://host:8786."
         ) from error
-    yield
+    with client:
+        yield client
 
 
 def _together(ended: Sequence[Ended]) -> Ended:

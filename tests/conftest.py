@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -27,13 +28,13 @@ def own_families():
 
 
 @pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[str]:
-    """The URL of a PostgreSQL server of the tests' own."""
+def postgresql_server() -> Iterator[Any]:
+    """A PostgreSQL server of the tests' own."""
     from benchmarks.postgresql import NoServerError, postgresql
 
     try:
-        with postgresql() as url:
-            yield url
+        with postgresql() as server:
+            yield server
     except NoServerError as missing:
         pytest.skip(str(missing))
 

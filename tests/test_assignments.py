@@ -1,18 +1,18 @@
 """Two workers of one study: every trial is made by one of them, and what counts is told once."""
 
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
 from study_runs import TOTAL, new, table
 
 import spansearch as ss
-from spansearch.assignments import STOP
 from spansearch.loop import Loop
+from spansearch.onlooker import Onlooker
 from spansearch.planner import recipe
 from spansearch.search import POLISH
 from spansearch.store import leases, leases_of
@@ -82,9 +82,10 @@ def test_a_result_that_comes_too_late_does_not_count(tmp_path: Path, whole: ss.S
     with worker(tmp_path) as paused:
         given = paused.assignments.next(TOTAL)
         assert not isinstance(given, str)
-        old = replace(leases_of(paused.study.user_attrs)[0], beat=time.time() - leases.LEASE - 1)
-        paused.study.set_user_attr("worker 0", asdict(old))
         with worker(tmp_path) as other:
+            assert other.crew.orphans(other.study.get_trials(states=(TrialState.RUNNING,))) == []
+            for sighting in other.crew._sightings._of.values():  # it watched, and no beat came
+                sighting.quiet += leases.LEASE
             assert finish(other, 3) == [0, 1, 2]
             paused._carry_out(*given, None)  # wakes up
             assert finish(paused, 6) == [3, 4, 5]  # and goes on
@@ -121,9 +122,71 @@ def test_a_polish_in_hand_is_not_begun_twice(tmp_path: Path) -> None:
 def test_workers_can_be_asked_to_leave(tmp_path: Path) -> None:
     with worker(tmp_path) as a:
         finish(a, 2)
-        a.study.set_user_attr(STOP, time.time())
+        Onlooker(a.study, tmp_path, None).stop("another")
+        a.assignments._command = "mine"
+        finish(a, 3)
+        Onlooker(a.study, tmp_path, None).stop("mine")
         assert a.assignments.next(TOTAL) == "stop" and a.run(TOTAL, None, None) == "interrupted"
-    assert new(tmp_path).run(3) == "done"  # whoever comes later was not asked
+    assert new(tmp_path).run(4) == "done"  # whoever came by another command was not asked
+
+
+def test_a_worker_elsewhere_that_may_be_dead_is_waited_for(tmp_path: Path, whole: ss.Study) -> None:
+    with worker(tmp_path) as a:
+        finish(a, 5)
+        given = a.assignments.next(TOTAL)
+        assert not isinstance(given, str)
+        elsewhere = replace(
+            leases_of(a.study.user_attrs)[0], worker="x", machine="before it was started anew"
+        )
+    a.study.set_user_attr("worker 0", asdict(elsewhere))
+    with worker(tmp_path) as b:
+        assert b.assignments.next(TOTAL) == "unsure"  # another trial would not be what one worker makes
+        for sighting in b.crew._sightings._of.values():
+            sighting.quiet += leases.LEASE
+        assert finish(b)[0] == given[0].number
+    assert table(new(tmp_path)) == table(whole)
+
+
+def test_telling_goes_on_where_it_was_cut_off(
+    tmp_path: Path, whole: ss.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up, or a server that goes away, between any two writes of it."""
+    cuts = 0
+    for cut in range(8):
+        with worker(tmp_path / str(cut)) as a:
+            given = a.assignments.next(TOTAL)
+            assert not isinstance(given, str)
+            splice, outcome = a._one(given[0].number, given[1])
+            writes = iter(range(100))
+            storage, tries = a.study._storage, 1
+            with monkeypatch.context() as patch:
+                for name in ("set_study_user_attr", "set_trial_state_values"):
+                    patch.setattr(storage, name, failing(storage, name, writes, cut))
+                with suppress(OSError):
+                    told = a.assignments.tell(given[0], splice, outcome, {})
+                    tries = 0
+                for _ in range(tries):
+                    told = a.assignments.tell(given[0], splice, outcome, {})
+            cuts += tries
+            assert told and a.memory.numbers == {0}
+            assert len(a.study.get_trials(states=(TrialState.COMPLETE,))) == 1
+            assert leases_of(a.study.user_attrs)[0].trial is None
+            assert finish(a, 4) == [1, 2, 3]
+    assert cuts == 3  # the result, the seconds, the lease
+
+
+def failing(storage: Any, name: str, writes: Iterator[int], cut: int) -> Any:
+    original = getattr(storage, name)
+
+    def write(*args: Any, **kwargs: Any) -> Any:
+        number = next(writes)
+        if number == cut:  # half of them before it is written, half of them behind
+            if cut % 2:
+                original(*args, **kwargs)
+            raise OSError("no space left")
+        return original(*args, **kwargs)
+
+    return write
 
 
 def test_seconds_are_those_of_a_clock_and_of_all_workers(tmp_path: Path) -> None:

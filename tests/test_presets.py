@@ -9,7 +9,7 @@ from study_runs import count, new, table
 
 import spansearch as ss
 from spansearch import loop
-from spansearch.presets import ENDLESS, SECONDS, UnitCosts, budget, unit_costs
+from spansearch.presets import ENDLESS, SECONDS, UnitCosts, plan_for, unit_costs
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -17,34 +17,34 @@ COSTS = UnitCosts(preparing=40.0, measuring=0.5, fitting=4.0, composing=20.0)
 
 
 def test_the_last_trial_and_the_test_figures_end_within_the_time() -> None:
-    quick = budget("quick", COSTS, opening=16)
+    quick = plan_for("quick", COSTS, opening=16)
     assert quick.timeout == 300 - 20 - 16 * 0.5
     assert quick.expected == 16 + int((quick.timeout - 40 - 8) / 12.5)
     assert quick.expected < quick.trials
-    assert budget("standard", COSTS, 16).timeout == SECONDS["standard"] - 28
-    assert budget("standard", COSTS, 16).expected > quick.expected
+    assert plan_for("standard", COSTS, 16).timeout == SECONDS["standard"] - 28
+    assert plan_for("standard", COSTS, 16).expected > quick.expected
 
 
 def test_small_networks_end_by_their_trials() -> None:
-    small = budget("quick", UnitCosts(1.0, 0.01, 0.1, 0.1), 9)
+    small = plan_for("quick", UnitCosts(1.0, 0.01, 0.1, 0.1), 9)
     assert small.expected == small.trials == 100
-    assert budget("quick", UnitCosts(0.0, 0.0, 0.0, 0.0), 0).expected == 100
+    assert plan_for("quick", UnitCosts(0.0, 0.0, 0.0, 0.0), 0).expected == 100
 
 
 def test_large_networks_are_given_what_their_opening_takes() -> None:
-    large = budget("quick", replace(COSTS, preparing=500.0, measuring=10.0), 16)
+    large = plan_for("quick", replace(COSTS, preparing=500.0, measuring=10.0), 16)
     assert large.timeout == 500 + 160 + 2 * large.costs.trial > SECONDS["quick"]
     assert large.expected == 18
 
 
 def test_overnight_has_no_end() -> None:
-    endless = budget("overnight", COSTS, 16)
+    endless = plan_for("overnight", COSTS, 16)
     assert (endless.trials, endless.timeout, endless.expected) == (ENDLESS, None, None)
 
 
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(ss.StudyError, match=r"'fast'.*quick, standard, overnight"):
-        budget("fast", COSTS, 16)
+        plan_for("fast", COSTS, 16)
 
 
 def test_costs_are_measured_of_what_the_study_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

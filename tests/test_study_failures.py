@@ -15,7 +15,7 @@ from study_runs import TOTAL, new, outcomes, table
 from torch import nn
 
 import spansearch as ss
-from spansearch import fitter, loop, planner, preparation, workbench
+from spansearch import fitter, loop, patience, planner, preparation, workbench
 from spansearch.evaluate import Evaluator
 from spansearch.loop import FailedStudyError
 from spansearch.suffix import Suffixes
@@ -105,7 +105,7 @@ def test_a_full_disk_pauses_the_study_until_there_is_room(
             raise OSError(errno.ENOSPC, "No space left on device")
         original(*args)
 
-    monkeypatch.setattr(loop, "FULL", 0.01)
+    monkeypatch.setattr(patience, "FULL", 0.01)
     monkeypatch.setattr(os, "replace", full)
     with caplog.at_level("INFO"):
         assert new(tmp_path).run(TOTAL) == "done"

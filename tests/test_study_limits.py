@@ -12,8 +12,8 @@ from study_runs import TOTAL, new, table
 
 import spansearch as ss
 from spansearch import fitter, polisher
-from spansearch.deadline import TooLongError, deadline, require_time
-from spansearch.errors import TaskError, is_out_of_memory
+from spansearch.deadline import deadline, require_time
+from spansearch.errors import TaskError, TooLongError, is_out_of_memory
 
 pytestmark = pytest.mark.usefixtures("quiet")
 

@@ -1,9 +1,12 @@
 """Several processes at one study: the total is met, whoever dies, and what is wrong is told."""
 
 import contextlib
+import functools
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from study_runs import new
 from torch import nn
 
 import spansearch as ss
+from benchmarks.postgresql import Server, database
 from spansearch import workers
 from spansearch.events import read_events
 from spansearch.loop import FailedStudyError
@@ -139,16 +143,23 @@ def test_a_number_of_workers_is_at_least_one(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def cluster(count: int) -> Iterator[Any]:
+    """A scheduler, and workers as they are started on other machines: by a command, with a nanny each."""
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=count, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
-    ) as made:
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "1", "--no-dashboard"]
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=logging.CRITICAL) as made,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(count):
+            process = subprocess.Popen([*worker, made.scheduler_address], stderr=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+        with distributed.Client(made, set_as_default=False) as client:
+            client.wait_for_workers(count, timeout=60)
         yield made
 
 
-@pytest.mark.filterwarnings("ignore")  # of Dask's own
-def test_a_dask_cluster_of_which_a_worker_is_killed(tmp_path: Path) -> None:
-    slowly = """
+SLOWLY = """
 import time
 from spansearch import fitter
 original = fitter.fit_student
@@ -157,7 +168,11 @@ def slow(*args, **kwargs):
     return original(*args, **kwargs)
 fitter.fit_student = slow
 """
-    study = opened(tmp_path, slowly)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Dask's own
+def test_a_dask_cluster_of_which_a_worker_is_killed(tmp_path: Path) -> None:
+    study = opened(tmp_path, SLOWLY)
     killed: list[int] = []
 
     def on_trial(number: int, *_: Any) -> None:
@@ -169,8 +184,62 @@ fitter.fit_student = slow
 
     with cluster(2) as made:
         assert study.run(TOTAL, workers=2, dask=made.scheduler_address, on_trial=on_trial) == "done"
+        assert made.scheduler.workers  # theirs go on: only tasks of them were ours
     whole(study)
     assert killed
+    by = {event["worker"] for _, event in read_events(study.directory) if event["event"] == "trial"}
+    assert len(by) >= 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_thread_of_a_cluster_is_not_this_process_and_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = opened(tmp_path, SLOWLY)
+
+    def stop(number: int, *_: Any) -> None:
+        if number >= 2:
+            raise KeyboardInterrupt
+
+    with cluster(1) as made:
+        assert study.run(TOTAL, workers=2, dask=made.scheduler_address, on_trial=stop) == "interrupted"
+        pids = {event["pid"] for _, event in read_events(study.directory) if event["event"] == "joined"}
+        assert pids and os.getpid() not in pids
+        until = time.monotonic() + 30
+        while study.status().workers:  # each leaves when its trial is finished
+            time.sleep(0.1)
+            assert time.monotonic() < until
+        assert 3 <= len(study.finished()) < TOTAL and not study.status().left_behind
+        assert study.run(TOTAL, dask=made.scheduler_address) == "done"
+    whole(study)
+
+
+def test_workers_know_every_setting_and_orders_tell_no_password(tmp_path: Path) -> None:
+    path = tasks.study_file(tmp_path / "study.py", "mlp")
+    given = {"polish_steps": 7, "polish": True, "level": 1, "seed": 3}
+    study = ss.Study.open(path, directory=tmp_path / "run", changes=given)
+    assert study.run(8, workers=2) == "done"
+    whole(study, 8)
+    part = functools.partial(workers.take_part, None, "", functools.partial(ss.Study, storage="x:hunter2@"))
+    assert "hunter2" not in repr(workers.orders(part, 2, "cpu"))  # type: ignore[arg-type]
+
+
+def test_a_database_server_that_is_started_anew(
+    tmp_path: Path, postgresql_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tasks.study_file(tmp_path / "study.py", "mlp", SLOWLY)
+    study = ss.Study.open(path, directory=tmp_path / "run", storage=database(postgresql_server))
+    restarted: list[int] = []
+
+    def on_trial(number: int, *_: Any) -> None:
+        if number >= 2 and not restarted:
+            restarted.append(number)
+            postgresql_server.restart(1.0)
+
+    with caplog.at_level(logging.INFO):
+        assert study.run(TOTAL, workers=2, on_trial=on_trial) == "done"
+    whole(study)
+    assert restarted and "does not answer" in caplog.text and "the server answers again" in caplog.text
 
 
 def test_no_scheduler_answers(tmp_path: Path) -> None:
@@ -187,9 +256,6 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_go_with_the_process_that_asked_for_them(how: signal.Signals, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     study = tasks.study_file(tmp_path / "study.py", "mlp")
     command = [sys.executable, "-m", "spansearch", "run", str(study), "--dir", str(tmp_path / "run")]
     with (tmp_path / "log").open("w") as log:

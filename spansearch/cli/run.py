@@ -22,7 +22,7 @@ from spansearch.cli.options import (
 )
 from spansearch.cli.terminal import console, duration, number, progress_bar, share, track
 from spansearch.outcome import Outcome
-from spansearch.presets import ENDLESS, SECONDS, Budget
+from spansearch.presets import ENDLESS, SECONDS, PresetPlan
 from spansearch.recipe import Splice, described
 from spansearch.study import Study
 
@@ -120,7 +120,7 @@ def run(
     print_front(opened.front(split="test"))
 
 
-def _chosen(chosen: Budget, trials: int, timeout: float | None) -> str:
+def _chosen(chosen: PresetPlan, trials: int, timeout: float | None) -> str:
     """What a preset comes to, and what it was chosen from."""
     costs = chosen.costs
     most = f"{trials} trials at most" if trials < ENDLESS else "trial after trial"

@@ -1,8 +1,9 @@
 """Where a study lives: its file, Optuna's storage and the files of its students."""
 
+from spansearch.store.crew import Crew
 from spansearch.store.database import database_errors, make_directory, open_storage
 from spansearch.store.files import StudentFiles, write_durably
-from spansearch.store.leases import Crew, Lease, is_alive, leases_of
+from spansearch.store.leases import Lease, leases_of, seems_alive
 from spansearch.store.locks import NotLockedError, StudyLock
 from spansearch.store.source import (
     MODULE_PREFIX,
@@ -30,7 +31,6 @@ __all__ = [
     "StudyLock",
     "database_errors",
     "find_study",
-    "is_alive",
     "leases_of",
     "make_directory",
     "open_storage",
@@ -39,6 +39,7 @@ __all__ = [
     "remember_source",
     "require_same_format",
     "require_same_teacher",
+    "seems_alive",
     "source_of",
     "write_durably",
 ]

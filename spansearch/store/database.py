@@ -16,13 +16,14 @@ import sqlalchemy
 import sqlalchemy.exc
 from optuna.storages import BaseStorage, RDBStorage
 
-from spansearch.errors import DiskFullError, SaveError, StudyError, causes
+from spansearch.errors import DiskFullError, SaveError, ServerAwayError, StudyError, causes
 from spansearch.store.journal import JOURNAL, open_journal
 
 BUSY_SECONDS = 20
 DATABASE = "study.db"
 DRIVERS = {"postgresql": "'spansearch[postgres]'", "mysql": "mysqlclient"}
 """What to install for a URL without an explicit driver, where SQLAlchemy's own is missing."""
+SERVERS = ("postgresql", "mysql", "mariadb")
 
 
 class _Connection(sqlite3.Connection):
@@ -60,6 +61,8 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
         options["creator"] = connect
     elif _parsed(url).get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": BUSY_SECONDS, "factory": _Connection}
+    elif _is_server(url, directory):
+        options["pool_pre_ping"] = True  # connections that were cut meanwhile are made anew
     with database_errors(url, directory):
         try:
             storage = RDBStorage(
@@ -99,7 +102,7 @@ def _journal_file(url: str) -> Path:
     file = _parsed(url).database
     if not file:
         raise StudyError(
-            f"The storage {url} names no file. Write journal:///study.journal, or journal:////absolute/path."
+            f"The storage {shown(url, Path())} names no file. Write journal:///study.journal, or journal:////absolute/path."
         )
     return Path(file).resolve()
 
@@ -189,6 +192,11 @@ def database_errors(url: str | None, directory: Path) -> Iterator[None]:
                 f"The disk under {where} is full. What was written before is intact. Free some space, then "
                 "run the same command again: it continues."
             ) from error
+        if _is_server(url, directory) and _is_away(origin):
+            raise ServerAwayError(
+                f"The database server of {where} does not answer: {cause}. What was written is intact. "
+                "Start it, then run the same command again: it continues."
+            ) from error
         stopped = any(isinstance(one, KeyboardInterrupt) for one in causes(error))
         if stopped and not isinstance(origin, sqlalchemy.exc.DBAPIError):  # not from the database itself
             raise StudyError(f"Interrupted while using the database {where}: {cause}") from error
@@ -196,6 +204,18 @@ def database_errors(url: str | None, directory: Path) -> Iterator[None]:
             f"The database {where} cannot be used: {cause}. It may be damaged, not a database, not "
             "reachable, or not readable by this user. Restore it, or give another --dir or --storage."
         ) from error
+
+
+def _is_server(url: str | None, directory: Path) -> bool:
+    return file_of(url, directory) is None and url is not None and _parsed(url).get_backend_name() in SERVERS
+
+
+def _is_away(error: BaseException) -> bool:
+    """Is it the connection that failed, or what a server does that is being started or stopped?"""
+    return isinstance(error, sqlalchemy.exc.DBAPIError) and (
+        error.connection_invalidated
+        or isinstance(error, (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError))
+    )
 
 
 def _in_optuna(error: BaseException) -> bool:

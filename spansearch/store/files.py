@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import re
+import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +28,7 @@ def write_durably(path: Path, data: bytes) -> None:
         DiskFullError: the disk is full. SaveError: the directory cannot be written. Nothing that was there
             is lost.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # of machines that share the directory
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -50,6 +52,8 @@ def write_durably(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+OLD = 3600.0
+"""Seconds after which nobody writes a temporary file any more."""
 _NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 
 
@@ -67,16 +71,21 @@ class StudentFiles:
     def save(self, origin: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, str]:
         """Write a student's state; returns what load needs: its file's name and content hash.
 
+        The name is made of both, so that nothing that counts is ever overwritten: a worker that comes too
+        late, or a machine that rounds otherwise, writes another file.
+
         Args:
-            origin: everything that determines the student; its hash names the file.
+            origin: everything that determines the student.
             state: the student's state_dict.
         """
-        name = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:32] + ".safetensors"
         # cloned: the format refuses tensors that share memory, as tied weights do
         tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
         data = safetensors.torch.save(tensors)
+        digest = hashlib.sha256(data).hexdigest()
+        made_of = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+        name = f"{made_of[:16]}{digest[:16]}.safetensors"
         self.patiently(lambda: write_durably(self.directory / name, data))
-        return {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
+        return {"file": name, "sha256": digest}
 
     def load(self, entry: Mapping[str, str]) -> dict[str, Tensor]:
         """A student's state; StudyError where its file is missing, damaged or not the one written."""
@@ -104,7 +113,8 @@ class StudentFiles:
             raise StudyError(f"The student file {path} cannot be parsed: {error}.") from error
 
     def clean(self) -> None:
-        """Remove what writes that were cut off left behind; only while no other process writes here."""
+        """Remove what writes that were cut off left behind; what is young may be being written."""
         for leftover in self.directory.glob(".*.tmp"):
             with suppress(OSError):
-                leftover.unlink()
+                if time.time() - leftover.stat().st_mtime > OLD:
+                    leftover.unlink()

@@ -31,6 +31,9 @@ def lock_file(file: Path, purpose: str = "") -> Path:
     return file.with_name(f".{file.name}.{purpose}.lock" if purpose else f".{file.name}.lock")
 
 
+Require = Callable[[], None]
+
+
 class NotLockedError(Exception):
     """The lock was not to be had in the time that its caller had for it."""
 
@@ -63,21 +66,25 @@ class StudyLock:
         self._file = lock_file(file or directory / "study", purpose)
 
     @contextmanager
-    def held(self, seconds: float | None = None) -> Iterator[None]:
-        """Within it the lock is held.
+    def held(self, seconds: float | None = None) -> Iterator[Require]:
+        """Within it the lock is held; what it gives raises where it is not any more.
+
+        A database frees it when the connection is lost, or after a long sleep of its holder, who has to ask
+        before it does what only one may do.
 
         Args:
             seconds: to wait for it at most; None: as long as it takes.
 
         Raises:
             NotLockedError: others held it all the time. SaveError: there can be no lock file.
+            sqlalchemy.exc.SQLAlchemyError: the database cannot be used.
         """
         if self._engine is not None:
-            with _HELD[self._engine.dialect.name](self._engine, self._name, seconds, self._idle):
-                yield
+            with _HELD[self._engine.dialect.name](self._engine, self._name, seconds, self._idle) as require:
+                yield require
         else:
             with self._held_file(seconds):
-                yield
+                yield lambda: None
 
     @contextmanager
     def _held_file(self, seconds: float | None) -> Iterator[None]:
@@ -90,7 +97,7 @@ class StudyLock:
             return lock.is_locked
 
         try:
-            _wait(tried, seconds, self._name)
+            wait_until(tried, seconds, self._name)
         except OSError as error:
             raise SaveError(
                 f"Cannot write in the run's directory {self._file.parent}: {error.strerror}. Trials and "
@@ -102,7 +109,12 @@ class StudyLock:
             lock.release()
 
 
-def _wait(tried: Callable[[], bool], seconds: float | None, name: str) -> None:
+def wait_until(tried: Callable[[], bool], seconds: float | None, name: str) -> None:
+    """Try again and again, with a word now and then where it takes long.
+
+    Raises:
+        NotLockedError: the time is over.
+    """
     started = told = time.monotonic()
     while not tried():
         now = time.monotonic()
@@ -125,15 +137,15 @@ def _key(name: str) -> int:
 @contextmanager
 def _in_postgresql(
     engine: sqlalchemy.Engine, name: str, seconds: float | None, idle: float
-) -> Iterator[None]:
+) -> Iterator[Require]:
     query = sqlalchemy.text("SELECT pg_try_advisory_xact_lock(:key)")
     connection = engine.connect()
     try:
         connection.execute(
             sqlalchemy.text(f"SET LOCAL idle_in_transaction_session_timeout = {round(1000 * idle)}")
         )
-        _wait(lambda: bool(connection.execute(query, {"key": _key(name)}).scalar()), seconds, name)
-        yield
+        wait_until(lambda: bool(connection.execute(query, {"key": _key(name)}).scalar()), seconds, name)
+        yield _asked(connection)
     finally:
         with suppress(sqlalchemy.exc.SQLAlchemyError):  # gone with its connection, if that was cut
             connection.rollback()
@@ -142,16 +154,25 @@ def _in_postgresql(
 
 
 @contextmanager
-def _in_mysql(engine: sqlalchemy.Engine, name: str, seconds: float | None, idle: float) -> Iterator[None]:
+def _in_mysql(engine: sqlalchemy.Engine, name: str, seconds: float | None, idle: float) -> Iterator[Require]:
     key = {"name": f"spansearch {_key(name)}"}
     query = sqlalchemy.text("SELECT GET_LOCK(:name, 0)")
     with engine.connect() as connection:
-        _wait(lambda: connection.execute(query, key).scalar() == 1, seconds, name)
+        wait_until(lambda: connection.execute(query, key).scalar() == 1, seconds, name)
         try:
-            yield
+            yield _asked(connection)
         finally:
             with suppress(sqlalchemy.exc.SQLAlchemyError):
                 connection.execute(sqlalchemy.text("SELECT RELEASE_LOCK(:name)"), key)
+
+
+def _asked(connection: sqlalchemy.Connection) -> Require:
+    """Raises where the connection that holds a lock is gone, and the lock with it."""
+
+    def require() -> None:
+        connection.execute(sqlalchemy.text("SELECT 1"))
+
+    return require
 
 
 _HELD = {"postgresql": _in_postgresql, "mysql": _in_mysql}

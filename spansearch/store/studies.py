@@ -9,6 +9,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import optuna
 from spansearch.errors import SaveError, StudyError
 from spansearch.store.database import database_errors, file_of, make_directory, open_storage, shown
 from spansearch.store.files import write_durably
-from spansearch.store.locks import StudyLock, lock_file
+from spansearch.store.locks import NotLockedError, StudyLock, lock_file, wait_until
 from spansearch.store.source import run_beside
 
 OBJECTIVES = 2  # the loss, and a cost
@@ -28,10 +29,13 @@ STUDY_VALUES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("fingerprint", "teacher", "linear_errors", "missed", "rates", "seconds", "test"), dict),
     **dict.fromkeys(("students", "repaired"), dict),
     "seeds": list,
-    "stop": (int, float),
+    "stopped": list,
 }
 """Kinds of the user attributes of a study."""
 TRIAL_VALUES: dict[str, type | tuple[type, ...]] = {"details": dict, "measures": dict, "recipe": list}
+READING = 5.0
+"""Seconds for which who only reads lets others begin: where a worker that was stopped holds the lock, the
+study is there."""
 ATTEMPTS = 10
 """To begin a study in a database, where others do so at the same time."""
 
@@ -59,7 +63,7 @@ def find_study(url: str | None, directory: Path, name: str, study_file: Path | N
         raise NoStudyError(
             f"No study in {directory}.{beside} {start} (or, if it was run with --storage, give that again)."
         )
-    return _while_nobody_begins(url, directory, lambda: _load(url, directory, name, start))
+    return _while_nobody_begins(url, directory, lambda: _load(url, directory, name, start), READING)
 
 
 def _load(url: str | None, directory: Path, name: str, start: str) -> optuna.Study:
@@ -111,15 +115,26 @@ def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping
 
 
 def _while_nobody_begins(
-    url: str | None, directory: Path, opened: Callable[[], optuna.Study]
+    url: str | None, directory: Path, opened: Callable[[], optuna.Study], seconds: float | None = None
 ) -> optuna.Study:
-    """Open a storage while no other process does: whoever comes first makes the tables, not at one stroke."""
+    """Open a storage while no other process does: whoever comes first makes the tables, not at one stroke.
+
+    Args:
+        seconds: to wait for another process at most, and then to open it all the same; None: as long as it
+            takes.
+    """
     file = file_of(url, directory)
     if file is not None:
         lock = filelock.FileLock(lock_file(file))
+
+        def tried() -> bool:
+            with suppress(filelock.Timeout):
+                lock.acquire(timeout=0)
+            return lock.is_locked
+
         try:
-            lock.acquire()
-        except OSError:  # it says better what is wrong with the place
+            wait_until(tried, seconds, shown(url, directory))
+        except (OSError, NotLockedError):  # if something is wrong with the place, opening says better what
             return opened()
         try:
             return opened()

@@ -1,6 +1,7 @@
 """Runs of a study whose processes are killed again and again, and what is found afterwards."""
 
 import hashlib
+import math
 import os
 import random
 import signal
@@ -25,6 +26,7 @@ from spansearch.trials import FINISHED
 
 STUDY = Path(__file__).with_name("kill_study.py")
 NAME = "killed"
+SHARE = 6  # trials of a process, at least
 PATIENCE = 240.0
 """Seconds after which a run that does not end counts as stuck."""
 
@@ -79,7 +81,7 @@ class Runner:
     total: int
 
     def start(
-        self, kill_at: str = "", slowly: float = 0.0, lease: float | None = None
+        self, kill_at: str = "", slowly: float = 0.0, lease: float | None = None, trials: int | None = None
     ) -> subprocess.Popen[bytes]:
         storage = ["--storage", self.storage] if self.storage else []
         command = [sys.executable, "-m", "spansearch", "run", str(STUDY), "--dir", str(self.directory)]
@@ -88,9 +90,8 @@ class Runner:
         environment |= {"LEASE": str(lease)} if lease else {}
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "said.log").open("ab") as said:
-            return subprocess.Popen(
-                [*command, "--trials", str(self.total), *storage], stdout=said, stderr=said, env=environment
-            )
+            asked = ["--trials", str(trials or self.total)]
+            return subprocess.Popen([*command, *asked, *storage], stdout=said, stderr=said, env=environment)
 
     def table(self) -> dict[int, tuple[Any, ...]]:
         """Of every finished trial what may not depend on how often a process was killed."""
@@ -161,7 +162,7 @@ def killed_again_and_again(
         alone: the table of a run that was never killed.
     """
     draw, report, kept = random.Random(seed), Report(), {}
-    for moment in moments(kills, draw):
+    for number, moment in enumerate(moments(kills, draw)):
         started = time.monotonic()
         first = moment in ("recording", "screening")  # happens once in a process
         at = (
@@ -169,7 +170,9 @@ def killed_again_and_again(
             if moment == "any"
             else f"{moment}:{1 if first else draw.randint(1, 4)}:{draw.choice(('', 'late'))}"
         )
-        process = runner.start(at)
+        # a share of what is left: one whose moment does not come leaves something for the others
+        share = max(SHARE, math.ceil((runner.total - len(kept)) / (kills - number + 1)))
+        process = runner.start(at, trials=min(runner.total, len(kept) + share))
         try:
             status = process.wait(draw.uniform(0.5, 6.0) if moment == "any" else PATIENCE)
         except subprocess.TimeoutExpired:

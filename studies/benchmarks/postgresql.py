@@ -7,14 +7,29 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import sqlalchemy
 
 USER = "spansearch"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs.
+
+    Attributes:
+        url: of a database of it that is always there.
+        restart: ends it as a crash would, and starts it again after some seconds.
+    """
+
+    url: str
+    restart: Callable[[float], None]
 
 
 class NoServerError(Exception):
@@ -36,8 +51,8 @@ def _program(name: str) -> str:
 
 
 @contextlib.contextmanager
-def postgresql() -> Iterator[str]:
-    """The URL of a server without databases of its own, which is gone afterwards."""
+def postgresql() -> Iterator[Server]:
+    """A server without databases of its own, which is gone afterwards."""
     initdb, control = _program("initdb"), _program("pg_ctl")
     if not find_spec("psycopg"):
         raise NoServerError("psycopg is not installed: pip install 'spansearch[postgres]'")
@@ -55,11 +70,23 @@ def postgresql() -> Iterator[str]:
 
         run(initdb, "-D", str(data), "-U", USER, "--auth=trust", "--no-sync", "-E", "UTF8")
         options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off -c max_connections=200"
-        run(control, "-D", str(data), "-o", options, "-w", "-l", f"{folder}/log", "start")
-        try:
-            yield f"postgresql://{USER}:secret@127.0.0.1:{port}/postgres"
-        finally:
+
+        def start() -> None:
+            run(control, "-D", str(data), "-o", options, "-w", "-l", f"{folder}/log", "start")
+
+        def stop() -> None:
             run(control, "-D", str(data), "-m", "immediate", "-w", "stop")
+
+        def restart(seconds: float) -> None:
+            stop()
+            time.sleep(seconds)
+            start()
+
+        start()
+        try:
+            yield Server(f"postgresql://{USER}:secret@127.0.0.1:{port}/postgres", restart)
+        finally:
+            stop()
 
 
 def _exists(user: str) -> bool:
@@ -70,12 +97,12 @@ def _exists(user: str) -> bool:
     return True
 
 
-def database(server: str) -> str:
+def database(server: Server) -> str:
     """The URL of a new, empty database of a server."""
     name = f"d{uuid.uuid4().hex[:12]}"
-    driven = server.replace("postgresql:", "postgresql+psycopg:")
+    driven = server.url.replace("postgresql:", "postgresql+psycopg:")
     engine = sqlalchemy.create_engine(driven, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
     engine.dispose()
-    return server.rsplit("/", 1)[0] + f"/{name}"
+    return server.url.rsplit("/", 1)[0] + f"/{name}"

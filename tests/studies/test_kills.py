@@ -27,7 +27,7 @@ from spansearch.store import find_study
 
 pytestmark = pytest.mark.slow
 
-TOTAL = 24
+TOTAL = 40
 
 
 @pytest.fixture(params=["directory", "journal", "postgresql"])
@@ -49,7 +49,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict:
 def test_killed_again_and_again_it_ends_as_if_it_never_was(
     storage: str | None, alone: dict, tmp_path: Path
 ) -> None:
-    report = killed_again_and_again(Runner(tmp_path / "run", storage, TOTAL), 6, 1, alone)
+    report = killed_again_and_again(Runner(tmp_path / "run", storage, TOTAL), 7, 1, alone)
     assert report.flawless and report.differs == [] and sum(report.kills.values()) >= 4, report
 
 

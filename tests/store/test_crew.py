@@ -66,14 +66,21 @@ def test_a_killed_worker_on_this_machine_is_known_to_be_gone_at_once(
             assert third.place == 1  # that of the one which is gone
 
 
+def quiet(one: Crew, *but: str) -> None:
+    """As if a worker had watched the beats for so long, and none had come."""
+    for worker, sighting in one._sightings._of.items():
+        if worker not in but:
+            sighting.quiet += leases.LEASE
+
+
 def test_a_worker_that_was_paused_for_too_long_loses_its_trial_and_goes_on(
-    storage: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: str | None, tmp_path: Path
 ) -> None:
     with crew(storage, tmp_path).joined() as paused, crew(storage, tmp_path).joined() as other:
         trial = paused.study.ask().number
         paused.take(trial)
-        old = replace(leases_of(other.study.user_attrs)[0], beat=time.time() - leases.LEASE - 1)
-        other.study.set_user_attr("worker 0", asdict(old))
+        assert other.orphans(running(other)) == []
+        quiet(other)
         assert [t.number for t in other.orphans(running(other))] == [trial]
         other.take(trial)
         assert other.holds(trial) and not paused.holds(trial)
@@ -84,32 +91,72 @@ def test_a_worker_that_was_paused_for_too_long_loses_its_trial_and_goes_on(
         assert paused.holds(again) and other.holds(trial) and len(other.alive()) == 2
 
 
-def test_it_says_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "LEASE", 0.3)
-    with crew(None, tmp_path).joined() as one:
+def test_it_says_that_it_lives_even_while_another_asks_for_long(
+    storage: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "LEASE", 0.6)
+    with crew(storage, tmp_path).joined() as one, crew(storage, tmp_path).joined() as other:
         first = leases_of(one.study.user_attrs)[0]
         one.take(one.study.ask().number)
-        time.sleep(0.5)
+        with other.lock.held():
+            time.sleep(1.5)
+            assert list(other.alive()) == [0, 1]
         later = leases_of(one.study.user_attrs)[0]
-        assert later.beat > first.beat + 0.2 and later.began == first.began and later.trial == 0
-        assert list(one.alive()) == [0]
+        assert later.beat > first.beat + 0.5 and later.began == first.began and later.trial == 0
 
 
-def test_workers_elsewhere_are_known_by_their_beat_alone(tmp_path: Path) -> None:
+def test_of_workers_elsewhere_nothing_is_known_until_their_beats_are_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with crew(None, tmp_path).joined() as one:
         mine = leases_of(one.study.user_attrs)[0]
-        for change in ({"host": "other"}, {"machine": "other"}, {"directory": "/other"}):
-            (tmp_path / ".worker-5.lock").touch()  # held by nobody
-            there = replace(mine, worker="x", **change)
-            assert leases.is_alive(5, there, tmp_path)
-            assert not leases.is_alive(5, replace(there, beat=mine.beat - leases.LEASE - 1), tmp_path)
-        assert not leases.is_alive(5, replace(mine, worker="x"), tmp_path)
+        elsewhere = {}
+        for place, change in enumerate(({"host": "other"}, {"machine": "other"}, {"directory": "/other"}), 1):
+            (tmp_path / f".worker-{place}.lock").touch()  # held by nobody
+            elsewhere[place] = replace(mine, worker=f"x{place}", trial=place, **change)
+            one.study.set_user_attr(f"worker {place}", asdict(elsewhere[place]))
+        late = crew(None, tmp_path)  # sees all of them for the first time
+        assert [lease.trial for lease in late.undecided()] == [1, 2, 3] and len(late.alive()) == 4
+        one.study.set_user_attr("beat 1", {"worker": "x1", "time": mine.beat + 9})
+        assert [lease.trial for lease in late.undecided()] == [2, 3]
+        quiet(late, one.worker, "x1")
+        assert late.undecided() == [] and list(late.alive()) == [0, 1]
+        one.study.set_user_attr("beat 2", {"worker": "x2", "time": mine.beat - 5})  # its clock was set back
+        assert list(late.alive()) == [0, 1, 2]
+        (tmp_path / ".worker-5.lock").touch()
+        one.study.set_user_attr("worker 5", asdict(replace(mine, worker="gone", trial=7)))  # of this machine
+        assert 5 not in late.alive() and late.undecided() == []
 
 
-@pytest.mark.parametrize("said", [None, 3, "x", {}, {"worker": "x"}, {"worker": "x", "unknown": 1}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        3,
+        "x",
+        {},
+        {"worker": "x"},
+        {"worker": "x", "unknown": 1},
+        {**asdict(leases.Lease("x", "h", "m", "d", 1, 0.0, 0.0)), "beat": "now"},
+        {**asdict(leases.Lease("x", "h", "m", "d", 1, 0.0, 0.0)), "trial": "7"},
+    ],
+)
 def test_what_is_no_lease_is_a_free_place(said: object, tmp_path: Path) -> None:
     study = open_study(None, tmp_path, "one", {})
     study.set_user_attr("worker 0", said)
-    study.set_user_attr("worker x", {})
+    for name in ("worker x", "worker ²", "worker "):
+        study.set_user_attr(name, asdict(leases.Lease("x", "h", "m", "d", 1, 0.0, 0.0)))
+    study.set_user_attr("beat 0", "now")
     with crew(None, tmp_path).joined() as one:
-        assert one.place == 0
+        assert one.place == 0 and len(leases_of(study.user_attrs)) == 1
+
+
+def test_what_one_look_tells(tmp_path: Path) -> None:
+    with crew(None, tmp_path).joined() as one:
+        mine = leases_of(one.study.user_attrs)[0]
+        (tmp_path / ".worker-5.lock").touch()  # held by nobody
+        assert leases.seems_alive(0, mine, tmp_path)
+        there = replace(mine, worker="x", host="other")
+        assert leases.seems_alive(5, there, tmp_path)
+        assert not leases.seems_alive(5, replace(there, beat=mine.beat - leases.LEASE - 1), tmp_path)
+        assert not leases.seems_alive(5, replace(mine, worker="x"), tmp_path)
