@@ -1,6 +1,8 @@
 """The results of the shipped studies: README's table is that of the files, and the command makes both."""
 
+import importlib
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +123,12 @@ def test_one_command_lists_and_runs_them_all():
     }
     for name in (modules - {"__main__"}) | {"zoo"}:
         assert f"\n  {name} " in listed
+
+
+def test_every_benchmark_says_what_it_asks_and_against_what():
+    entry = runpy.run_path(str(ROOT / "studies" / "benchmarks" / "__main__.py"))
+    for name, module in entry["BENCHMARKS"].items():
+        told = str(importlib.import_module(f"benchmarks.{module}").__doc__)
+        assert "?" in told.split("\n", 1)[0], name
+        for word in ("aseline", "tuned", "seed"):
+            assert word in told, (name, word)
