@@ -10,8 +10,10 @@ from statistics import median
 import torch
 
 from spansearch.batches import batch_size
+from spansearch.distil import RATES, TESTED
 from spansearch.errors import StudyError, pass_on_stop
 from spansearch.fit import fit_by_gradient
+from spansearch.polisher import EVERY
 from spansearch.search import Space
 from spansearch.spans import Span
 from spansearch.students import family
@@ -27,6 +29,7 @@ WIDTH = 0.25  # of its student
 GLANCE = 32  # examples in a pass that is timed
 PASSES = 20
 """Of the calibration examples through the teacher, that a composition takes, about; 8 to 30 in studies."""
+STEP_PASSES = 3  # there and back, that a step of training takes
 MEMBERS = 15  # of a front, that are scored on the test split at the end, about
 
 
@@ -39,20 +42,26 @@ class UnitCosts:
         measuring: one model, on the validation split.
         fitting: a student by gradient, of all its steps; 0 where no family of the search is fitted so.
         composing: solving a composition, or a thinned network, layer by layer.
+        polishing: training a model towards the teacher's output; 0 where the search polishes none.
     """
 
     preparing: float
     measuring: float
     fitting: float
     composing: float
+    polishing: float = 0.0
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
 
     @property
     def trial(self) -> float:
-        """One behind the opening: compositions and single splices take turns."""
-        return self.measuring + (self.fitting + self.composing) / 2
+        """One behind the opening: of six three are compositions, one polishes, the others are splices."""
+        return self.measuring + (3 * self.composing + 2 * self.fitting + self.polishing) / EVERY
+
+    @property
+    def longest(self) -> float:
+        return self.measuring + max(self.fitting, self.composing, self.polishing)
 
 
 @dataclass(frozen=True)
@@ -94,10 +103,10 @@ def plan_for(preset: str, costs: UnitCosts, opening: int) -> PresetPlan:
     seconds = SECONDS[preset]
     if seconds is None:
         return PresetPlan(preset, TRIALS[preset], None, None, costs)
-    last = max(costs.fitting, costs.composing) + (1 + MEMBERS) * costs.measuring
+    last = costs.longest + MEMBERS * costs.measuring
     opened = costs.preparing + opening * costs.measuring
     timeout = max(seconds - last, opened + 2 * costs.trial)
-    expected = opening + int((timeout - opened) / max(costs.trial, 1e-6))
+    expected = opening + int((timeout - opened) / max(costs.trial, 1e-6) + 1e-6)
     return PresetPlan(preset, TRIALS[preset], timeout, min(expected, TRIALS[preset]), costs)
 
 
@@ -110,7 +119,11 @@ def unit_costs(bench: Workbench, space: Space, preparing: float) -> UnitCosts:
     started = time.perf_counter()
     bench.validation.measure(bench.teacher)
     measuring = time.perf_counter() - started
-    return UnitCosts(preparing, measuring, _fitting(bench, space), PASSES * _one_pass(bench))
+    one_pass, settings = _one_pass(bench), space.settings
+    examples = sum(bench.recording.count(part) for part in bench.recording.values)
+    trained = settings.polish_steps * settings.fit.batch_size * (1 + TESTED * len(RATES)) / examples
+    polishing = STEP_PASSES * trained * one_pass if settings.polish else 0.0
+    return UnitCosts(preparing, measuring, _fitting(bench, space), PASSES * one_pass, polishing)
 
 
 def _one_pass(bench: Workbench) -> float:

@@ -222,3 +222,6 @@ def task(seed: int = 0) -> ss.Task:
 
 
 TASK = task()
+
+# An example is a sequence of 128 bytes: eight of them are a thousand predictions, enough for a step.
+SEARCH = ss.Search(fit=ss.FitSettings(batch_size=8))

@@ -13,15 +13,15 @@ from spansearch.presets import ENDLESS, SECONDS, UnitCosts, plan_for, unit_costs
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
-COSTS = UnitCosts(preparing=40.0, measuring=0.5, fitting=4.0, composing=20.0)
+COSTS = UnitCosts(preparing=40.0, measuring=0.5, fitting=4.0, composing=20.0, polishing=30.0)
 
 
 def test_the_last_trial_and_the_test_figures_end_within_the_time() -> None:
     quick = plan_for("quick", COSTS, opening=16)
-    assert quick.timeout == 300 - 20 - 16 * 0.5
-    assert quick.expected == 16 + int((quick.timeout - 40 - 8) / 12.5)
+    assert quick.timeout == 300 - 30 - 16 * 0.5
+    assert quick.expected == 16 + int((quick.timeout - 40 - 8) / (0.5 + (60 + 8 + 30) / 6))
     assert quick.expected < quick.trials
-    assert plan_for("standard", COSTS, 16).timeout == SECONDS["standard"] - 28
+    assert plan_for("standard", COSTS, 16).timeout == SECONDS["standard"] - 38
     assert plan_for("standard", COSTS, 16).expected > quick.expected
 
 
@@ -54,8 +54,9 @@ def test_costs_are_measured_of_what_the_study_does(tmp_path: Path, monkeypatch: 
     longer = replace(study.search, fit=replace(study.search.fit, steps=2000))
     other = ss.Study(tasks.make("mlp"), directory=tmp_path / "longer", search=longer)
     assert unit_costs(other.bench, other.space, 0.0).fitting > 10 * costs.fitting
-    closed = new(tmp_path / "closed", families=("ridge", "lowrank"))
-    assert unit_costs(closed.bench, closed.space, 0.0).fitting == 0
+    closed = new(tmp_path / "closed", families=("ridge", "lowrank"), polish=False)
+    found = unit_costs(closed.bench, closed.space, 0.0)
+    assert found.fitting == found.polishing == 0 < costs.polishing
 
 
 def test_a_user_s_family_that_fails_is_left_to_its_trials(tmp_path: Path) -> None:

@@ -129,7 +129,8 @@ def _chosen(chosen: PresetPlan, trials: int, timeout: float | None) -> str:
     return (
         f"Preset {chosen.preset}: {most}, {end}{expected}. Measured here: "
         f"preparing {duration(costs.preparing)}, measuring a model {duration(costs.measuring)}, "
-        f"fitting a student {duration(costs.fitting)}, a composition about {duration(costs.composing)}."
+        f"fitting a student {duration(costs.fitting)}, a composition about {duration(costs.composing)}, "
+        f"polishing a model about {duration(costs.polishing)}."
     )
 
 

@@ -24,7 +24,13 @@ def test_a_preset_says_what_it_measured_before_it_starts(
     assert ended.code == 0, ended.err
     told = ended.err.index("Preset quick: 7 trials at most, none begins after")
     assert told < ended.err.index("[1/7] trial 0")
-    for part in ("preparing", "measuring a model", "fitting a student", "a composition about"):
+    for part in (
+        "preparing",
+        "measuring a model",
+        "fitting a student",
+        "a composition about",
+        "polishing a model about",
+    ):
         assert re.search(rf"{part} [\d.]+ (us|ms|s|min)", ended.err), part
     assert "about 7 are expected" in ended.err and "All 7 trials are done" in ended.err
     again = run("run", study, "--preset", "quick")
