@@ -24,6 +24,7 @@ from spansearch.front_reader import FrontReader
 from spansearch.loop import Ended, Loop, OnTrial
 from spansearch.onlooker import Onlooker
 from spansearch.patience import Patience
+from spansearch.presets import PresetPlan, UnitCosts, plan_for, unit_costs
 from spansearch.report import export_command, render, report_data
 from spansearch.results import Front, Member
 from spansearch.search import Search, Space
@@ -175,6 +176,20 @@ class Study:
             with database_errors(self.storage, self.directory):
                 self._optuna = find_study(self.storage, self.directory, self.task.name, self.source)
         return self._optuna
+
+    def plan(self, preset: str) -> PresetPlan:
+        """The trials and timeout of a preset: ``quick`` (minutes), ``standard`` (an hour), ``overnight`` (no
+        end). They follow from what the study's parts take, measured once, when it is created and prepared
+        here, and kept with it. Raises StudyError where there is no such preset, and as run."""
+        with database_errors(self.storage, self.directory):
+            study = self._begin()
+            if "unit_costs" not in study.user_attrs:
+                loop = Loop(study, self.storage, self.bench, self.space, self.files)
+                loop.keep_preparing()
+                measured = unit_costs(self.bench, self.space, loop.preparing)
+                study.set_user_attr("unit_costs", measured.to_json())
+            costs = UnitCosts(**study.user_attrs["unit_costs"])
+            return plan_for(preset, costs, len(study.user_attrs["seeds"]))
 
     def run(
         self,
