@@ -122,6 +122,14 @@ class Loop:
             self.command,
         )
 
+    def keep_preparing(self) -> None:
+        """What preparing took counts as the study's seconds, whether trials follow here or not."""
+        with self.crew.lock.held():
+            seconds = dict(self.study.user_attrs.get("seconds", {}))
+            for key in ("preparing", "working", "total"):
+                seconds[key] = seconds.get(key, 0.0) + self.preparing
+            self.study.set_user_attr("seconds", seconds)
+
     def run(self, trials: int, timeout: float | None, on_trial: OnTrial | None) -> Ended:
         """Run trials until the study has ``trials`` finished ones, or its seconds reach ``timeout``. One that
         takes longer than ``max_trial_seconds`` fails.

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
@@ -18,23 +15,22 @@ from optuna.trial import FrozenTrial
 from spansearch.budget import Budget
 from spansearch.calibration import Track, untracked
 from spansearch.dashboard import annotate
-from spansearch.errors import StudyError, TaskError, unsaved
+from spansearch.errors import StudyError, TaskError
 from spansearch.events import Events
 from spansearch.front_reader import FrontReader
 from spansearch.loop import Ended, Loop, OnTrial
-from spansearch.onlooker import Onlooker
 from spansearch.patience import Patience
+from spansearch.presets import PresetPlan, UnitCosts, plan_for, unit_costs
 from spansearch.report import export_command, render, report_data
 from spansearch.results import Front, Member
+from spansearch.running import is_over, run_elsewhere, run_here, stoppable
 from spansearch.search import Search, Space
 from spansearch.spans import Spans
 from spansearch.status import Status, status_of
 from spansearch.store import (
-    Crew,
     NoStudyError,
     Source,
     StudentFiles,
-    StudyLock,
     database_errors,
     find_study,
     make_directory,
@@ -49,7 +45,6 @@ from spansearch.store import (
 from spansearch.task import Task
 from spansearch.trials import FINISHED
 from spansearch.workbench import Workbench
-from spansearch.workers import on_cluster, orders, supervise, take_part
 
 log = logging.getLogger("spansearch")
 
@@ -176,6 +171,20 @@ class Study:
                 self._optuna = find_study(self.storage, self.directory, self.task.name, self.source)
         return self._optuna
 
+    def plan(self, preset: str) -> PresetPlan:
+        """The trials and timeout of a preset: ``quick`` (minutes), ``standard`` (an hour), ``overnight`` (no
+        end). They follow from what the study's parts take, measured once, when it is created and prepared
+        here, and kept with it. Raises StudyError where there is no such preset, and as run."""
+        with database_errors(self.storage, self.directory):
+            study = self._begin()
+            if "unit_costs" not in study.user_attrs:
+                loop = Loop(study, self.storage, self.bench, self.space, self.files)
+                loop.keep_preparing()
+                measured = unit_costs(self.bench, self.space, loop.preparing)
+                study.set_user_attr("unit_costs", measured.to_json())
+            costs = UnitCosts(**study.user_attrs["unit_costs"])
+            return plan_for(preset, costs, len(study.user_attrs["seeds"]))
+
     def run(
         self,
         trials: int = 100,
@@ -214,28 +223,19 @@ class Study:
         def run() -> Ended:
             self._begin()
             if workers > 1 or dask is not None:
-                return self._is_over(budget) or self._run_workers(budget, on_trial, workers, dask)
-            return self._is_over(budget) or self._run(budget, on_trial)
+                return is_over(self.optuna, budget) or self._run_workers(budget, on_trial, workers, dask)
+            return is_over(self.optuna, budget) or self._run(budget, on_trial)
 
-        return self._stoppable(run)
+        return stoppable(run, self.storage, self.directory)
 
     def take_part(self, budget: Budget, command: str) -> Ended:
         """As ``run``, for one of the workers that a command began, whose id it has."""
 
         def run() -> Ended:
             Patience(self.storage, self.directory, Events(None, ""))(self._begin)
-            return self._is_over(budget) or self._run(budget, None, command)
+            return is_over(self.optuna, budget) or self._run(budget, None, command)
 
-        return self._stoppable(run)
-
-    def _stoppable(self, run: Callable[[], Ended]) -> Ended:
-        with database_errors(self.storage, self.directory):
-            try:
-                return run()
-            except KeyboardInterrupt as stop:
-                if unsaved(stop):  # it came while a full disk was being dealt with
-                    raise
-                return "interrupted"
+        return stoppable(run, self.storage, self.directory)
 
     def front(
         self,
@@ -322,51 +322,18 @@ class Study:
             )
         return study
 
-    def _is_over(self, budget: Budget) -> Ended | None:
-        """What is said of a study that has all its trials, or no time left; None for any other."""
-        if len(self.optuna.get_trials(deepcopy=False, states=FINISHED)) >= budget.trials:
-            log.info("%s: all of %d trials are done", self.task.name, budget.trials)
-            return "done"
-        spent = self.optuna.user_attrs.get("seconds", {}).get("total", 0.0)
-        if budget.timeout is not None and spent >= budget.timeout:
-            log.info("%s: the timeout of %.0f s was reached before", self.task.name, budget.timeout)
-            return "timeout"
-        return None
-
     def _run(self, budget: Budget, on_trial: OnTrial | None, command: str | None = None) -> Ended:
-        """As one worker."""
-        study, longest = self.optuna, budget.max_trial_seconds
-        crew = Crew(study, StudyLock(study, self.storage, self.directory), self.directory)
-        events = Events(self.directory, crew.worker)
-        self.files.clean()
-        patiently = Patience(self.storage, self.directory, events)
-        with crew.joined(budget.trials, patiently), events.messages():
-            events.say("joined", pid=os.getpid(), host=socket.gethostname(), trials=budget.trials)
-            ended: Ended | Literal["failed"] = "failed"
-            try:
-                loop = Loop(
-                    study, self.storage, self.bench, self.space, self.files, crew, events, longest, command
-                )
-                ended = loop.run(budget.trials, budget.timeout, on_trial)
-                return ended
-            except KeyboardInterrupt:
-                ended = "interrupted"
-                raise
-            finally:
-                events.say("left", why=ended)
+        return run_here(
+            self.optuna, self.storage, self.bench, self.space, self.files, budget, on_trial, command
+        )
 
     def _run_workers(self, budget: Budget, on_trial: OnTrial | None, count: int, dask: str | None) -> Ended:
-        """As many workers in other processes; this one looks on."""
-        command = uuid.uuid4().hex
         made: Callable[..., Study]
         if self._opened is None or self.source is None:
             made = partial(Study, self.task, search=self.search, source=self.source)
-        else:
+        else:  # by its study file: what that defines cannot be pickled
             made = partial(Study.open, self.source, changes=self._opened)
         made = partial(made, directory=self.directory, storage=self.storage, students=self.students)
-        wanted = orders(partial(take_part, budget, command, made), count, self.device)
-        patiently = Patience(self.storage, self.directory, Events(self.directory, "onlooker"))
-        onlooker = Onlooker(self.optuna, self.directory, on_trial, patiently)
-        if dask is None:
-            return supervise(wanted, onlooker.look)
-        return on_cluster(dask, wanted, self.device, onlooker.look, partial(onlooker.stop, command))
+        return run_elsewhere(
+            self.optuna, self.storage, self.directory, made, self.device, count, dask, budget, on_trial
+        )

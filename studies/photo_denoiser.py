@@ -239,3 +239,8 @@ def task(seed: int = 0) -> ss.Task:
 
 
 TASK = task()
+
+# A loss of 3 dB is twice the squared error: what is beyond is of no use, and most of a front is. Whole models
+# are trained in many small batches: of one thinned to half, which lost .92 dB on the validation patches, 200
+# steps of 64 patches left .32 dB, 600 steps of 16 left .19.
+SEARCH = ss.Search(max_score_drop=3.0, fit=ss.FitSettings(batch_size=16), polish_steps=800)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,26 @@ from spansearch.cli.options import (
     where_options,
     with_options,
 )
-from spansearch.cli.terminal import console, track
+from spansearch.cli.terminal import console, duration, track
 from spansearch.outcome import Outcome
+from spansearch.presets import ENDLESS, SECONDS, PresetPlan
 from spansearch.recipe import Splice
 from spansearch.study import Study
 from spansearch.trials import outcome_of
 
+TRIALS = 100
+"""Of a study for which nothing is said."""
 
-@click.command(epilog="Example: spansearch run studies/digits_cnn.py --trials 60 --timeout 2h")
+
+@click.command(epilog="Example: spansearch run studies/digits_cnn.py --preset quick")
 @study_argument
 @directory_option
 @click.option(
-    "--trials", type=click.IntRange(1), default=100, show_default=True, help="The study's total of trials."
+    "--preset",
+    type=click.Choice(list(SECONDS)),
+    help="Trials and timeout from what they take here: minutes, about an hour, until you stop it.",
 )
+@click.option("--trials", type=click.IntRange(1), help="The study's total of trials [default: 100].")
 @click.option("--timeout", type=Duration(), help="Of the study over all its runs, e.g. 90, 30m, 2h.")
 @click.option("--max-trial-seconds", type=Duration(), help="A trial that takes longer fails.")
 @click.option(
@@ -62,7 +70,8 @@ from spansearch.trials import outcome_of
 def run(
     study: Path,
     directory: Path | None,
-    trials: int,
+    preset: str | None,
+    trials: int | None,
     timeout: float | None,
     max_trial_seconds: float | None,
     workers: int,
@@ -80,14 +89,15 @@ def run(
     The same command continues a study that was stopped, killed or given a smaller total, and joins one that
     runs: from another terminal, or on another machine that shares its directory and storage. Ctrl-C stops it
     and keeps everything that is finished. Constraints, and where students may go, stay as the study was
-    begun.
+    begun. --trials and --timeout take the place of what a preset has chosen.
     """
     given = {name: value for name, value in changes.items() if value not in (None, ())}
     silent = quiet or as_json
     if silent:
         for handler in logging.getLogger("spansearch").handlers:
             handler.setLevel(logging.WARNING)
-    opened = Study.open(
+    open_study = partial(
+        Study.open,
         study,
         directory=directory,
         seed=seed,
@@ -97,6 +107,15 @@ def run(
         device=device,
         track=untracked if silent else track,
     )
+    opened = open_study()
+    if preset is not None:
+        chosen = opened.plan(preset)
+        trials, timeout = trials or chosen.trials, timeout or chosen.timeout
+        if not silent:
+            console.print(_chosen(chosen, trials, timeout))
+        if workers > 1 or dask:
+            opened = open_study()  # what planning recorded need not stay in memory beside what workers record
+    trials = trials or TRIALS
     feed = Feed(opened.directory) if as_json else nullcontext()
     with feed, Shown(opened.task.name, trials, opened.search.cost, silent) as shown:
         for before in opened.finished():
@@ -124,3 +143,17 @@ def run(
         say({"event": "front", **front.to_json()})
     else:
         print_front(front)
+
+
+def _chosen(chosen: PresetPlan, trials: int, timeout: float | None) -> str:
+    """What a preset comes to, and what it was chosen from."""
+    costs = chosen.costs
+    most = f"{trials} trials at most" if trials < ENDLESS else "trial after trial"
+    end = "until you stop it (Ctrl-C)" if timeout is None else f"none begins after {duration(timeout)} in all"
+    expected = "" if chosen.expected is None else f"; about {chosen.expected} are expected"
+    return (
+        f"Preset {chosen.preset}: {most}, {end}{expected}. Measured here: "
+        f"preparing {duration(costs.preparing)}, measuring a model {duration(costs.measuring)}, "
+        f"fitting a student {duration(costs.fitting)}, a composition about {duration(costs.composing)}, "
+        f"polishing a model about {duration(costs.polishing)}."
+    )

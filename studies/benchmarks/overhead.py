@@ -13,8 +13,9 @@ Two questions:
   splice and measure it. Spans by rule (span_choice.py), every family at one width. CPU seconds of the
   process; of --repeats alternating runs the fastest of each.
 
-Nothing is tuned. A seed is that of the split, the teacher, the study and the fits. Every figure is written
-down once it is measured, and the study keeps its own trials: the same command goes on where it was.
+The second has the trial without recordings for a baseline. Nothing is tuned. A seed is that of the split, the
+teacher, the study and the fits. Every figure is written down once it is measured, and the study keeps its own
+trials: the same command goes on where it was.
 """
 
 import sys

@@ -24,9 +24,10 @@ tuned by a short range test in three rounds (peer_runs.py), which comes on top o
 the ratio at which Torch-Pruning meets a point. Validation decides everything and test nothing. What several
 points share, the front, FastNAS's map, the order in which blocks go, is split evenly over the points.
 
-A seed is that of the split, the teacher, the search, the random start and the order of the batches. Steps
-give the same figures again, seconds do not quite. Every figure is written down once it is measured: the same
-command goes on where it was. A method that fails is in the page with its reason.
+The last four are the baselines. A seed is that of the split, the teacher, the search, the random start and
+the order of the batches. Steps give the same figures again, seconds do not quite. Every figure is written
+down once it is measured: the same command goes on where it was. A method that fails is in the page with its
+reason.
 """
 
 import importlib.util

@@ -7,8 +7,8 @@ weights only, through the frozen layers behind it (``student``), or all weights 
 (``whole``, what a study does). A step of the first is cheaper: nothing in front of the splice is run, and
 of the layers behind it only activations have gradients. So both get the same work, counted in flops of
 passes there and back: the first the more steps, as many as it could take were nothing wasted. Each has its
-rate from the same range test, and keeps its best weights by the same held-out examples. Nothing is selected
-on test.
+rate tuned by one range test, and keeps its best weights by the same held-out examples. Nothing is selected
+on test. Baseline: the splice as it is. A seed is that of the split, the teacher and the fits.
 """
 
 import sys

@@ -12,7 +12,7 @@ those of them for which nothing as good and no dearer is known by then. Baseline
 
 A fit that passes is looked at again after a quarter of its steps, and given up by the same rule, with the
 linear student's divergence scaled by how the fit's held-out error compares with the linear student's by then.
-Beside it, in replay: the ridge rule alone.
+Beside it, in replay: the ridge rule alone. Nothing is tuned. A seed is that of an order or of a live run.
 Measures nothing that search.py has not measured: with the same --out folder both share their figures.
 """
 

@@ -63,16 +63,21 @@ def latest(records: Sequence[Record]) -> list[Record]:
     return [r for r in records if r["made_by"] == made_by.get((r["teacher"], r["seed"]))]
 
 
+def versions() -> dict[str, Any]:
+    """Of what results depend on."""
+    return {
+        "spansearch": ss.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+    }
+
+
 def provenance() -> dict[str, Any]:
     """The command, the day and the versions: what a reader needs to run it again."""
     return {
         "command": shlex.join(["python", *sys.argv]),
         "date": time.strftime("%Y-%m-%d"),
-        "versions": {
-            "spansearch": ss.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "threads": torch.get_num_threads(),
-        },
+        "versions": versions(),
     }

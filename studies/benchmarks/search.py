@@ -7,10 +7,10 @@ the front of the validation divergences and flops dominates (fronts.py), as a sh
 CPU seconds of the process, everything included from an empty directory on. spansearch runs as it is, with its
 screening, seeds and ridge rule; baselines are Optuna's multivariate TPE, steady-state NSGA-II and random
 search over the same students, in the same loop (live_runs.py). All get the learning rates that were found for
-the table, and none has compositions or healing: the table holds neither. A seed is that of a run, for
-samplers, fits and held-out examples alike; the teacher is one. A run ends at --trials, or once it has got to
-the largest share looked at; spansearch's go on, for pruning.py. One thread; sizes between those of the table
-can be proposed, so that runs may exceed it.
+the table, and none has compositions or healing: the table holds neither. Nothing else is tuned for any of
+them. A seed is that of a run, for samplers, fits and held-out examples alike; the teacher is one. A run ends
+at --trials, or once it has got to the largest share looked at; spansearch's go on, for pruning.py. One
+thread; sizes between those of the table can be proposed, so that runs may exceed it.
 """
 
 import sys

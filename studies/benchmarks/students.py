@@ -3,9 +3,11 @@
     python studies/benchmarks/students.py --teacher cnn --seeds 0 1 2
 
 For spans of different length and position, chosen by rule, a student of every family and width is fitted,
-spliced and measured; a warm start is held against a scratch start, a closed form against the time of a pass,
-a thin network against the same architecture trained from scratch. Teachers train on their first use and are
-kept in --cache. Every figure is written down once it is measured: the same command goes on where it was.
+spliced and measured. Baseline: the span's best linear map. A warm start is held against a scratch start, a
+closed form against the time of a pass, a thin network against the same architecture trained from scratch.
+The learning rate of every fit, a baseline's as well, is tuned by the same range test on held-out examples. A
+seed is that of the split, the teacher and the fits. Teachers train on their first use and are kept in
+--cache. Every figure is written down once it is measured: the same command goes on where it was.
 """
 
 import sys

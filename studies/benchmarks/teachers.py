@@ -11,13 +11,13 @@ import digits_cnn
 import digits_mlp
 import photo_denoiser
 import spansearch as ss
-import stdlib_gpt
+import stdlib_lm
 import vision_transformer
 
 TEACHERS: dict[str, Callable[[int], ss.Task]] = {
     "cnn": digits_cnn.task,
     "mlp": digits_mlp.task,
-    "transformer": stdlib_gpt.task,
+    "transformer": stdlib_lm.task,
     "denoiser": photo_denoiser.task,
     "vit": vision_transformer.task,
 }

@@ -282,23 +282,23 @@ def test_one_step_of_the_mlp(monkeypatch, tmp_path):
 
 
 def test_one_step_of_the_transformer(monkeypatch, tmp_path):
-    import stdlib_gpt
+    import stdlib_lm
 
-    some = {part: torch.arange(2000).remainder(97).to(torch.uint8) for part in stdlib_gpt.corpus()}
-    monkeypatch.setattr(stdlib_gpt, "corpus", lambda seed=0: some)
-    settings = stdlib_gpt.Training(width=16, layers=1, heads=2, steps=1, batch_size=2)
-    model = stdlib_gpt.kept(tmp_path, settings)
-    assert not torch.equal(model.head.weight, stdlib_gpt.untrained(settings).head.weight)
-    batches = stdlib_gpt.sequences("test", 4)
-    assert stdlib_gpt.score(model, batches) == pytest.approx(-8, abs=0.5)  # knows next to nothing: 8 bits
+    some = {part: torch.arange(2000).remainder(97).to(torch.uint8) for part in stdlib_lm.corpus()}
+    monkeypatch.setattr(stdlib_lm, "corpus", lambda seed=0: some)
+    settings = stdlib_lm.Training(width=16, layers=1, heads=2, steps=1, batch_size=2)
+    model = stdlib_lm.kept(tmp_path, settings)
+    assert not torch.equal(model.head.weight, stdlib_lm.untrained(settings).head.weight)
+    batches = stdlib_lm.sequences("test", 4)
+    assert stdlib_lm.score(model, batches) == pytest.approx(-8, abs=0.5)  # knows next to nothing: 8 bits
     x, following = batches[0]
     assert torch.equal(x[:, 1:], following[:, :-1])
 
 
 def test_attention_is_causal_and_takes_fewer_heads():
-    import stdlib_gpt
+    import stdlib_lm
 
-    attention = stdlib_gpt.Attention(16, 4)
+    attention = stdlib_lm.Attention(16, 4)
     x = torch.randn(2, 6, 16)
     changed = x.clone()
     changed[:, 4:] = 0

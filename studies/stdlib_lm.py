@@ -2,7 +2,8 @@
 
 Six pre-norm transformer layers of width 128 read 128 bytes; the score is the negative number of bits per byte
 on files the model was not trained on. Files are divided by a hash of their name, so that nobody has to
-download or shuffle anything. Training takes a few minutes on one CPU core.
+download or shuffle anything. Training takes some four minutes on one CPU core. A byte of the test files then
+takes 2.0 bits, on Python 3.11; zlib, which looks back over 32,768 bytes and not 128, takes 1.9.
 """
 
 import hashlib
@@ -125,8 +126,8 @@ class Training:
     width: int = 128
     layers: int = 6
     heads: int = 4
-    steps: int = 1600
-    batch_size: int = 4
+    steps: int = 2400
+    batch_size: int = 8
     rate: float = 3e-3  # the peak of the one-cycle schedule
     deviation: float = 0.06  # of the weights it starts from
     weight_decay: float = 0.1
@@ -211,7 +212,7 @@ def score(model: nn.Module, batches: Iterable[Batch]) -> float:
 def task(seed: int = 0) -> ss.Task:
     """The task with this seed of the split and of the training."""
     return ss.Task(
-        "stdlib_gpt" if seed == 0 else f"stdlib_gpt_seed{seed}",
+        "stdlib_lm" if seed == 0 else f"stdlib_lm_seed{seed}",
         teacher=lambda directory: teacher(directory, seed),
         calibration=lambda: sequences("train", 256, seed),
         validation=lambda: sequences("validation", 64, seed),
@@ -221,3 +222,6 @@ def task(seed: int = 0) -> ss.Task:
 
 
 TASK = task()
+
+# An example is a sequence of 128 bytes: eight of them are a thousand predictions, enough for a step.
+SEARCH = ss.Search(fit=ss.FitSettings(batch_size=8))
