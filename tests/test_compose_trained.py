@@ -128,10 +128,10 @@ def test_what_does_not_fit_the_model_is_told(tmp_path: Path) -> None:
     at = study.bench
     span = at.spans["1", "5"]
     one = ss.Splice(span.start.name, span.stop.name, "ridge", 0)
-    student = family("ridge").solve(span, 0, at.evidence)
+    student, files = family("ridge").solve(span, 0, at.evidence), StudentFiles(tmp_path / "students")
     for tuned in ({"gone.weight": torch.zeros(3)}, {"0.weight": torch.zeros(3)}):
         state = Composition({span: student}, {}, tuned=tuned).state([span])
-        entry = study.files.save({"x": sorted(tuned)}, state)
+        entry = files.save({"x": sorted(tuned)}, state)
         with pytest.raises(ss.StudyError, match="does not fit"):
-            proposal.rebuild(at, study.files, (one,), entry)
+            proposal.rebuild(at, files, (one,), entry)
     assert at.validation.measure(at.teacher).divergence == 0
