@@ -134,21 +134,19 @@ class Assignments:
                     self.study.set_user_attr("rates", {**rates, **known})
                 rates.update(known)
                 require_lock()
-                if not self._is_finished(trial):  # it may be: the answer of the server was lost
+                kept = self.study._storage.get_trial(trial._trial_id)
+                if kept.state.is_finished():  # the answer of the server was lost
+                    splice, outcome = outcome_of(kept)
+                else:
                     try:
                         tell(self.study, trial, splice, outcome, self.constraints, self.space.settings.cost)
-                    except (
-                        UpdateFinishedTrialError
-                    ):  # another worker was faster, while this one slept in here
+                    except UpdateFinishedTrialError:  # another was faster, while this one slept in here
                         self._keep_seconds()
                         return False
                 self._learn(number, splice, outcome)
             self._keep_seconds()
             self.crew.put_down()
             return True
-
-    def _is_finished(self, trial: Trial) -> bool:
-        return self.study._storage.get_trial(trial._trial_id).state.is_finished()
 
     def catch_up(self) -> None:
         """Learn from the trials that others finished, in the order of their numbers."""

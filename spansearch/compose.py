@@ -30,6 +30,7 @@ class Part:
         span, name, size, depth: whose student, of which family.
         student: as fitted by itself; families fitted by gradient need one.
         counts: of ``thin``, how many features each layer keeps; empty where its solution decides.
+        seed: of what its student draws; global random state is restored.
     """
 
     span: Span
@@ -38,6 +39,7 @@ class Part:
     depth: int = 1
     student: nn.Module | None = None
     counts: tuple[int, ...] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +139,11 @@ class Composition:
 
 @torch.no_grad()
 def compose(
-    parts: Iterable[Part], evidence: Evidence, found: Spans, healing: bool = True, every: bool = False
+    parts: Iterable[Part],
+    evidence: Evidence,
+    found: Spans,
+    healing: bool = True,
+    every: bool = False,
 ) -> Composition:
     """Put splices together, from the input on.
 
@@ -196,5 +202,7 @@ def _student(part: Part, evidence: Evidence) -> nn.Module:
             student = student.to(evidence.device, torch.float32)
             solve_last_layer(student, data, held_out_error(student, data))
     else:
-        student = kind.solve(part.span, part.size, evidence)
+        with torch.random.fork_rng([]), torch.device("cpu"):  # the same numbers as in fit_student
+            torch.manual_seed(part.seed)
+            student = kind.solve(part.span, part.size, evidence)
     return as_dtype(student.to(evidence.device), part.span.stop.dtype).eval()

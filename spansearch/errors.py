@@ -48,8 +48,13 @@ class DiskFullError(SaveError):
     """There is no room for what was to be kept; what was kept before is intact."""
 
 
+class BusyError(SaveError):
+    """Another program holds the database: a backup, a database browser."""
+
+
 class ServerAwayError(SaveError):
-    """The server of a study's database does not answer: it is being started anew, or the network is down."""
+    """The server that keeps trials or students does not answer: it is being started anew, or the network is
+    down."""
 
 
 class TooLongError(SpanSearchError):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from spansearch.compose import Composition, Part
-from spansearch.errors import StudyError, is_out_of_memory
+from spansearch.errors import SaveError, StudyError, is_out_of_memory
 from spansearch.fit import FitSettings, GiveUp, find_rate
 from spansearch.recipe import Splice
 from spansearch.search import Search
@@ -82,6 +82,8 @@ class Fitter:
             part = Part(span, one.family, one.size, known.depth)
             try:
                 kept = Composition.restored([part], self.files.load(known.entry), self.bench.teacher)
+            except SaveError:
+                raise
             except (StudyError, KeyError, RuntimeError) as error:
                 log.warning("%s is fitted again: %s", one, error)
             else:

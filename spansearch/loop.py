@@ -91,10 +91,12 @@ class Loop:
         self.memory = self.patiently(lambda: remember(study, bench.found))
         for span_name in self.memory.refused:
             space.refuse(span_name)
-        self.constraints = Constraints.of(settings.fingerprint(), study.user_attrs["teacher"])
+        teacher = self.patiently(lambda: study.user_attrs["teacher"])
+        self.constraints = Constraints.of(settings.fingerprint(), teacher)
         self.planner = Planner(bench, space, self.memory, self.constraints)
         self.patiently(lambda: prepare(study, preparing, self.planner))
-        seeds = study.user_attrs["seeds"]
+        known = self.patiently(lambda: study.user_attrs)
+        seeds = known["seeds"]
         # closed forms open a study: what they teach chooses among all that comes behind them
         self._opening = sum(not family(seed["family"]).gradient for seed in seeds)
         study.sampler = SeededSampler(
@@ -107,7 +109,7 @@ class Loop:
             given={POLISH: 0} if POLISH in space.distributions else {},
             opening=self._opening,
         )
-        self.rates = Rates(study.user_attrs.get("rates", {}))
+        self.rates = Rates(known.get("rates", {}))
         self.proposals = Proposals(bench, space, settings, self.files, self.memory, self.rates)
         self.polisher = Polisher(bench, settings, self.files, self.memory, self.rates, self.constraints)
         self.assignments = Assignments(
@@ -137,7 +139,7 @@ class Loop:
         Raises:
             FailedStudyError: ten trials in a row failed alike.
         """
-        done = len(self.study.get_trials(deepcopy=False, states=FINISHED))
+        done = len(self.memory.numbers)
         log.info("%s: %d of %d trials done, prepared in %.1f s", self.name, done, trials, self.preparing)
         failures: list[str] = []
         waits = False
@@ -210,7 +212,7 @@ class Loop:
         except Exception as error:  # a user's family
             return splice, failed(error)
         if polish:
-            outcome = self.polisher.carry_out(self._worth_a_polish())
+            outcome = self.polisher.carry_out(self.patiently(self._worth_a_polish))
             return outcome.made(splice), outcome
         number, known = self.memory.seen.get(recipe(splice, plan), (number, None))
         if known is not None and settled(known):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from spansearch.trials import FINISHED, outcome_of
 log = logging.getLogger("spansearch")
 
 KEPT = 100  # commands that were stopped
+AGAIN = 60.0
+"""Seconds in which what several workers say is said once."""
 
 
 class Onlooker:
@@ -41,7 +44,7 @@ class Onlooker:
         self.patiently = patiently
         self._known = {trial.number for trial in study.get_trials(deepcopy=False, states=FINISHED)}
         self._place = max((place for place, _ in read_events(directory)), default=0)
-        self._said: set[str] = set()
+        self._said: dict[str, float] = {}
 
     def look(self) -> int:
         """Show what is new; returns how many trials are finished."""
@@ -55,12 +58,13 @@ class Onlooker:
         return len(finished)
 
     def _show_messages(self) -> None:
-        """Those of the workers, once: what all of them say is said by one."""
+        """Those of the workers; what all of them say is said once."""
         for place, event in read_events(self.directory, self._place):
             self._place = place
             text = str(event.get("text", ""))
-            if event.get("event") == "message" and text not in self._said:
-                self._said.add(text)
+            now = time.monotonic()
+            if event.get("event") == "message" and now - self._said.get(text, -AGAIN) >= AGAIN:
+                self._said[text] = now
                 level = logging.getLevelNamesMapping().get(str(event.get("level")).upper(), logging.INFO)
                 log.log(level, "%s", text)
 

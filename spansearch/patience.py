@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from spansearch.deadline import prolong
-from spansearch.errors import DiskFullError, SaveError, ServerAwayError, causes
+from spansearch.errors import BusyError, DiskFullError, SaveError, ServerAwayError, causes
 from spansearch.events import Events
 from spansearch.store import database_errors
 
@@ -18,7 +18,13 @@ log = logging.getLogger("spansearch")
 FULL = 5.0
 """Seconds between attempts to write where a disk is full, or a server away."""
 AWAY = 3600.0
-"""Seconds for which a database's server may be away; a disk is waited for as long as it takes."""
+"""Seconds for which a server may be away, or another program hold a database; a disk is waited for as long as
+it takes."""
+_OVER: dict[type[SaveError], str] = {
+    BusyError: "the database is free again",
+    DiskFullError: "there is room again",
+    ServerAwayError: "the server answers again",
+}
 T = TypeVar("T")
 
 
@@ -31,35 +37,37 @@ class Patience:
         url: of the storage; None for that of the directory.
         directory: of the run.
         events: the run's log.
+        longest: seconds to wait for a server, or for another program.
     """
 
-    def __init__(self, url: str | None, directory: Path, events: Events) -> None:
-        self.url, self.directory, self.events = url, directory, events
+    def __init__(self, url: str | None, directory: Path, events: Events, longest: float = AWAY) -> None:
+        self.url, self.directory, self.events, self.longest = url, directory, events, longest
 
     def __call__(self, call: Callable[[], T]) -> T:
         """What the call returns.
 
         Raises:
-            SaveError: the server was away for an hour, or what waiting does not mend.
+            SaveError: it took too long, or it is what waiting does not mend.
         """
         began: float | None = None
         over = ""
+        last = time.monotonic()
         while True:
             try:
                 with database_errors(self.url, self.directory):
                     done = call()
-            except (DiskFullError, ServerAwayError) as error:
+            except (BusyError, DiskFullError, ServerAwayError) as error:
                 if any(isinstance(one, KeyboardInterrupt) for one in causes(error)):
                     raise  # the user wants to stop, not to wait
-                away = isinstance(error, ServerAwayError)
-                over = "the server answers again" if away else "there is room again"
+                over = _OVER[type(error)]
                 if began is None:
                     began = time.monotonic()
                     self._pause(error)
-                elif away and time.monotonic() - began > AWAY:
+                elif not isinstance(error, DiskFullError) and time.monotonic() - began > self.longest:
                     raise
                 time.sleep(FULL)
-                prolong(FULL)
+                before, last = last, time.monotonic()
+                prolong(last - before)  # a try may take longer than the wait
                 continue
             if began is not None:
                 log.info("%s: the study goes on", over)

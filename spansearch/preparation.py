@@ -21,7 +21,7 @@ from spansearch.workbench import Workbench
 log = logging.getLogger("spansearch")
 
 MANY = 1 / 3  # of the spans tried first: with so many limited by data, more of it is worth a word
-PATIENCE = 1800.0
+PATIENCE = 6 * 3600.0
 """Seconds for which a worker waits for another one that prepares the study; then it does so itself."""
 IDLE = 12 * 3600.0
 """Seconds that preparing may take, before a database takes the lock from who prepares."""

@@ -94,11 +94,11 @@ class Proposals:
         recipe, parts = [], []
         with _added(seconds, "fitting"):
             for each, span in zip(plan.recipe, spans, strict=True):
-                student = None
+                student, seed = None, self.fitter.seed_of(each)
                 if family(each.family).gradient:
                     each, student = self.fitter.alone(each, span, self.memory.library)
                 recipe.append(each)
-                parts.append(Part(span, each.family, each.size, each.depth, student, each.counts))
+                parts.append(Part(span, each.family, each.size, each.depth, student, each.counts, seed))
             composed = self._composed(parts)
         with _added(seconds, "evaluating"):
             measures = self.bench.suffixes.measure(composed)

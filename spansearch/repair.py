@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.study import Study as OptunaStudy
 
-from spansearch.errors import StudyError
+from spansearch.errors import SaveError, StudyError
 from spansearch.fitter import Rates
 from spansearch.memory import Memory
 from spansearch.outcome import Outcome
@@ -53,6 +53,8 @@ class Repair:
         entry = self.study.user_attrs.get(KEY, {}).get(str(number), outcome.details.get("student", {}))
         try:
             self.files.load(entry)
+        except SaveError:  # it may be there: its disk or its server cannot be reached
+            raise
         except StudyError as error:
             if not entry:
                 raise

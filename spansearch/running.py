@@ -14,13 +14,13 @@ from typing import Any, Literal
 from optuna.study import Study as OptunaStudy
 
 from spansearch.budget import Budget
-from spansearch.errors import unsaved
+from spansearch.errors import StudyError, unsaved
 from spansearch.events import Events
 from spansearch.loop import Ended, Loop, OnTrial
 from spansearch.onlooker import Onlooker
 from spansearch.patience import Patience
 from spansearch.search import Space
-from spansearch.store import Crew, StudentFiles, StudyLock, database_errors
+from spansearch.store import Crew, StudentFiles, StudyLock, database_errors, shown
 from spansearch.trials import FINISHED
 from spansearch.workbench import Workbench
 from spansearch.workers import on_cluster, orders, supervise, take_part
@@ -87,6 +87,7 @@ def run_here(
             ended = "interrupted"
             raise
         finally:
+            files.patiently = StudentFiles.at_once  # who loads a model afterwards wants an answer
             events.say("left", why=ended)
 
 
@@ -113,5 +114,13 @@ def run_elsewhere(
     patiently = Patience(url, directory, Events(directory, "onlooker"))
     onlooker = Onlooker(study, directory, on_trial, patiently)
     if dask is None:
-        return supervise(wanted, onlooker.look)
-    return on_cluster(dask, wanted, device, onlooker.look, partial(onlooker.stop, command))
+        ended = supervise(wanted, onlooker.look)
+    else:
+        ended = on_cluster(dask, wanted, device, onlooker.look, partial(onlooker.stop, command))
+    if ended == "done" and onlooker.look() < budget.trials:
+        raise StudyError(
+            f"The workers say that all of {budget.trials} trials are done, but {shown(url, directory)} does "
+            "not have them: they worked on another storage. On a cluster it has to be one that all machines "
+            "reach: a database server, or a journal on a file system that they share, under one path."
+        )
+    return ended

@@ -31,6 +31,7 @@ from spansearch.store import (
     NoStudyError,
     Source,
     StudentFiles,
+    absolute,
     database_errors,
     find_study,
     make_directory,
@@ -47,6 +48,9 @@ from spansearch.trials import FINISHED
 from spansearch.workbench import Workbench
 
 log = logging.getLogger("spansearch")
+
+BEGINNING = 120.0
+"""Seconds that a worker waits for a server that it never reached."""
 
 
 class Study:
@@ -232,8 +236,17 @@ class Study:
         """As ``run``, for one of the workers that a command began, whose id it has."""
 
         def run() -> Ended:
-            Patience(self.storage, self.directory, Events(None, ""))(self._begin)
-            return is_over(self.optuna, budget) or self._run(budget, None, command)
+            events = Events(self.directory, "worker that begins")
+            patiently = Patience(self.storage, self.directory, events, BEGINNING)
+
+            def begun() -> Ended | None:
+                self._begin()
+                _ = self.files
+                return is_over(self.optuna, budget)
+
+            with events.messages():
+                over = patiently(begun)
+            return over or self._run(budget, None, command)
 
         return stoppable(run, self.storage, self.directory)
 
@@ -332,8 +345,9 @@ class Study:
         if self._opened is None or self.source is None:
             made = partial(Study, self.task, search=self.search, source=self.source)
         else:  # by its study file: what that defines cannot be pickled
-            made = partial(Study.open, self.source, changes=self._opened)
-        made = partial(made, directory=self.directory, storage=self.storage, students=self.students)
+            made = partial(Study.open, self.source.resolve(), changes=self._opened)
+        storage = self.storage and absolute(self.storage)  # a worker may be at home in another folder
+        made = partial(made, directory=self.directory, storage=storage, students=self.students)
         return run_elsewhere(
             self.optuna, self.storage, self.directory, made, self.device, count, dask, budget, on_trial
         )

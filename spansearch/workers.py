@@ -8,8 +8,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -211,16 +211,20 @@ def on_cluster(
                 time.sleep(POLL)
                 deaths.see(look())
                 for future in [one for one in running if one.done()]:
-                    order, error = running.pop(future), future.exception()
-                    if isinstance(error, KilledWorker):
+                    order = running.pop(future)
+                    try:
+                        ended.append(future.result())
+                    except KilledWorker as error:
                         deaths.another(error)
                         begin(order)
-                    elif error is not None:
-                        raise error
-                    else:
-                        ended.append(future.result())
+        except CancelledError as error:
+            raise StudyError(
+                f"The Dask scheduler at {address} is gone, or took the workers' tasks back: {error}. Workers "
+                "that still run go on; the same command joins them."
+            ) from error
         except BaseException as error:
-            stop()
+            with suppress(Exception):  # the storage may be what failed
+                stop()
             client.cancel(list(running))  # those that have not begun
             if not isinstance(error, KeyboardInterrupt):
                 raise

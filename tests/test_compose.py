@@ -267,3 +267,22 @@ def test_a_splice_may_begin_where_the_one_in_front_ends(kind: str) -> None:
         )
         composed = at.compose(*(Part(span, "ridge", 0) for span in (first, second)))
         assert torch.isfinite(at.model(composed)(at.x)).all(), first
+
+
+@pytest.mark.parametrize("name", ["random_features", "lowrank"])
+def test_what_students_draw_follows_from_their_seed_alone(name):
+    """Neither from what was drawn before, nor from whether what they are solved from was known."""
+    states = []
+    for outer, seed in ((1, 5), (2, 5), (3, 6)):
+        torch.manual_seed(0)
+        setting = Known(Plain(), torch.randn(300, 12, generator=torch.Generator().manual_seed(0)))
+        span = setting.found.whole["body.1", "body.7"]
+        torch.manual_seed(outer)
+        for _ in range(2):  # the second time everything is known
+            torch.rand(outer)
+            before = torch.get_rng_state()
+            made = setting.compose(Part(span, name, 4, seed=seed))
+            assert torch.equal(torch.get_rng_state(), before)
+            states.append(torch.cat([p.flatten() for p in made.students[span].parameters()]))
+    assert all(torch.equal(state, states[0]) for state in states[:4])
+    assert torch.equal(states[0], states[4]) == (name == "lowrank")

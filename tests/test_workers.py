@@ -234,7 +234,7 @@ def test_a_database_server_that_is_started_anew(
     def on_trial(number: int, *_: Any) -> None:
         if number >= 2 and not restarted:
             restarted.append(number)
-            postgresql_server.restart(1.0)
+            postgresql_server.restart(3.0)
 
     with caplog.at_level(logging.INFO):
         assert study.run(TOTAL, workers=2, on_trial=on_trial) == "done"

@@ -1,7 +1,7 @@
 """Where a study lives: its file, Optuna's storage and the files of its students."""
 
 from spansearch.store.crew import Crew
-from spansearch.store.database import database_errors, make_directory, open_storage
+from spansearch.store.database import absolute, database_errors, make_directory, open_storage, shown
 from spansearch.store.files import StudentFiles
 from spansearch.store.leases import Lease, leases_of, seems_alive
 from spansearch.store.locks import NotLockedError, StudyLock
@@ -31,6 +31,7 @@ __all__ = [
     "Source",
     "StudentFiles",
     "StudyLock",
+    "absolute",
     "database_errors",
     "find_study",
     "leases_of",
@@ -44,6 +45,7 @@ __all__ = [
     "require_same_format",
     "require_same_teacher",
     "seems_alive",
+    "shown",
     "source_of",
     "write_durably",
 ]

@@ -204,11 +204,17 @@ class Crew:
         It needs no lock, as only the worker of a place writes its beat: who asks or tells may take longer
         than a lease. A beat that fails is made up for by the next.
         """
+        failed = False
         while not self._stop.wait(leases.LEASE / leases.BEATS):
             try:
                 found = self._leases().get(-1 if self.place is None else self.place)
                 if found is not None and found.worker == self.worker and not self._stop.is_set():
                     said = {"worker": self.worker, "time": time.time()}
                     self.study.set_user_attr(f"{BEAT}{self.place}", said)
-            except Exception as error:  # whatever its storage raises
+                if failed:  # the others need a moment as well
+                    self._sightings.forget_silence()
+                failed = False
+            except Exception as error:  # whatever its storage raises: a full disk is full for all of them
+                failed = True
+                self._sightings.forget_silence()
                 log.debug("a beat of worker %s failed: %s", self.worker, error)

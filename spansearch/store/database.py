@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import traceback
 import weakref
@@ -15,7 +16,7 @@ import sqlalchemy
 import sqlalchemy.exc
 from optuna.storages import BaseStorage, RDBStorage
 
-from spansearch.errors import DiskFullError, SaveError, ServerAwayError, StudyError, causes
+from spansearch.errors import BusyError, DiskFullError, SaveError, ServerAwayError, StudyError, causes
 from spansearch.store.journal import JOURNAL, open_journal
 
 BUSY_SECONDS = 20
@@ -126,6 +127,12 @@ def without_secrets(url: str) -> str:
     return parsed.set(query=query).render_as_string(hide_password=True)
 
 
+def absolute(url: str) -> str:
+    """A storage's URL as it may be used from any folder."""
+    file = file_of(url, Path())
+    return url if file is None else _parsed(url).set(database=str(file)).render_as_string(hide_password=False)
+
+
 def _require_whole(url: str, directory: Path) -> None:
     parsed = _parsed(url)
     if HIDDEN in (parsed.password, *parsed.query.values()):
@@ -182,7 +189,7 @@ def database_errors(url: str | None, directory: Path) -> Iterator[None]:
         )
         cause = _without_secrets(str(getattr(origin, "orig", None) or origin), url)
         if "is locked" in cause:
-            raise SaveError(
+            raise BusyError(
                 f"The database {where} is locked by another program for more than {BUSY_SECONDS} s. Close "
                 "what holds it (a database browser, a backup), then run the same command again: it continues."
             ) from error
@@ -210,11 +217,19 @@ def _is_server(url: str | None, directory: Path) -> bool:
 
 
 def _is_away(error: BaseException) -> bool:
-    """Is it the connection that failed, or what a server does that is being started or stopped?"""
-    return isinstance(error, sqlalchemy.exc.DBAPIError) and (
-        error.connection_invalidated
-        or isinstance(error, (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError))
+    """Is it the connection that failed, or what a server does that is being started or stopped? Who was not
+    let in will not be."""
+    return (
+        isinstance(error, sqlalchemy.exc.DBAPIError)
+        and not _NOT_LET_IN.search(str(error.orig))
+        and (
+            error.connection_invalidated
+            or isinstance(error, (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError))
+        )
     )
+
+
+_NOT_LET_IN = re.compile(r"authentication|password|does not exist|pg_hba|Access denied|Unknown database")
 
 
 def _in_optuna(error: BaseException) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 import time
@@ -93,9 +92,14 @@ class Directory:
         """As said of a place."""
         try:
             return (self.directory / name).read_bytes()
-        except OSError as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise MissingError(
                 f"The student file {self.shown(name)} cannot be read: {error.strerror}."
+            ) from error
+        except OSError as error:  # it may be there: a network's disk, a right that is missing
+            raise SaveError(
+                f"The student file {self.shown(name)} cannot be read: {error.strerror}. Mend that, then run "
+                "the same command again."
             ) from error
 
     def shown(self, name: str) -> str:
@@ -111,7 +115,7 @@ class Directory:
 
 
 _URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/(?P<prefix>[^?#]*))?")
-_PASSING = ("InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout", "500", "502", "503", "504")
+TOO_MANY, NO_ROOM = 429, 507  # of HTTP
 
 
 class Bucket:
@@ -131,7 +135,7 @@ class Bucket:
         found = _URL.fullmatch(url)
         if found is None:
             raise TaskError(
-                f"Students can be kept in the run's directory, or in s3://bucket/prefix; got {_bare(url)!r}. "
+                f"Students can be kept in the run's directory, or in s3://bucket/prefix; got {_shown(url)}. "
                 "Keys and the address of a store that is not Amazon's come from the environment: "
                 "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3."
             )
@@ -150,7 +154,12 @@ class Bucket:
 
     def write(self, name: str, data: bytes) -> None:
         """As said of a place; ServerAwayError where the store does not answer."""
-        self._call("written to", name, lambda store, key: store.write(key, io.BytesIO(data)))
+
+        def put(store: Any, key: str) -> None:
+            # in one piece: the parts of an upload that is cut off would stay, unseen, and be paid for
+            store.client.put_object(Bucket=self._bucket, Key=key, Body=data)
+
+        self._call("written to", name, put)
 
     def read(self, name: str) -> bytes:
         """As said of a place; ServerAwayError where the store does not answer."""
@@ -169,28 +178,35 @@ class Bucket:
         """Nothing is left behind: an object is there whole or not at all."""
 
     def _call(self, what: str, name: str, call: Any) -> Any:
-        import botocore.exceptions
+        from botocore import exceptions
         from optuna.artifacts import Boto3ArtifactStore
         from optuna.artifacts.exceptions import ArtifactNotFound
 
+        passing = (
+            exceptions.ConnectionError,
+            exceptions.HTTPClientError,
+            exceptions.IncompleteReadError,
+            exceptions.FlexibleChecksumError,
+            exceptions.CredentialRetrievalError,
+        )
         try:
             if self._store is None:
                 self._store = Boto3ArtifactStore(self._bucket)
             return call(self._store, f"{self._prefix}/{name}".lstrip("/"))
-        except ArtifactNotFound as error:
-            raise MissingError(f"The student file {self.shown(name)} is not there.") from error
-        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-            code = str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
-            away = code in _PASSING or isinstance(
-                error, (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)
-            )
-            raise (ServerAwayError if away else SaveError)(
+        except (ArtifactNotFound, exceptions.BotoCoreError, exceptions.ClientError) as error:
+            missing = isinstance(error, ArtifactNotFound)
+            response = getattr(error.__cause__ if missing else error, "response", {})
+            if missing and response.get("Error", {}).get("Code") != "NoSuchBucket":
+                raise MissingError(f"The student file {self.shown(name)} is not there.") from error
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            away = status >= 500 or status == TOO_MANY or isinstance(error, passing)
+            kind = DiskFullError if status == NO_ROOM else ServerAwayError if away else SaveError
+            raise kind(
                 f"Students cannot be {what} {self.url}: {error}. What was written is intact. Keys come "
                 "from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the files of the AWS command line, the "
                 "address of a store that is not Amazon's from AWS_ENDPOINT_URL_S3; the bucket has to exist."
             ) from error
 
 
-def _bare(url: str) -> str:
-    """Without what may be a password in it."""
-    return re.sub(r"//[^/@]*@", "//***@", url)
+def _shown(url: str) -> str:
+    return "another one, not shown: it may hold a secret" if "@" in url else repr(url)

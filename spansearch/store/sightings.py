@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from spansearch.store import leases
 from spansearch.store.leases import Lease
 
-LONG_AGO = 3600.0
+LONG_AGO = 2 * 86400.0
 """A beat so many seconds old when it is first seen is that of a dead worker: no clocks differ so much."""
 
 
@@ -55,6 +55,13 @@ class Sightings:
                     seen.quiet += passed
                 kept[lease.worker] = seen
             self._of = kept
+
+    def forget_silence(self) -> None:
+        """Nobody could be heard: what keeps one's own beat from being written keeps all of them."""
+        with self._lock:
+            for seen in self._of.values():
+                if seen.quiet < leases.LEASE:  # the dead stay dead
+                    seen.quiet = 0.0
 
     def lives(self, lease: Lease) -> bool | None:
         """Does a worker live? None where it was not watched for long enough to tell."""

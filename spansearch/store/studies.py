@@ -153,7 +153,7 @@ def _while_nobody_begins(
         try:
             return opened()
         except (SaveError, optuna.exceptions.DuplicatedStudyError) as error:
-            begun = isinstance(error, optuna.exceptions.DuplicatedStudyError) or "exist" in str(error)
+            begun = isinstance(error, optuna.exceptions.DuplicatedStudyError) or "already exist" in str(error)
             if not begun or attempt + 1 == ATTEMPTS:
                 raise
             time.sleep(random.uniform(0.1, 0.5))

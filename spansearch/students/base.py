@@ -9,6 +9,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from spansearch.cost import Cost, announce
@@ -17,6 +18,14 @@ from spansearch.evidence import Evidence
 from spansearch.spans import Span
 
 Init = Literal["warm", "scratch"]
+
+
+def generator() -> torch.Generator:
+    """Of the CPU, seeded as the global one was last: what it draws does not depend on what that drew since.
+
+    What a student is solved from may draw numbers the first time it is asked for, and is known the next time.
+    """
+    return torch.Generator().manual_seed(torch.initial_seed())
 
 
 class Family(Protocol):

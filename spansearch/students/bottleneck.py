@@ -15,6 +15,7 @@ from spansearch.ridge import RidgePath
 from spansearch.screen import span_map
 from spansearch.skip import Skip
 from spansearch.spans import Span
+from spansearch.students.base import generator
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def warm_factors(path: RidgePath, size: int, difference: bool = False) -> tuple[
     """Reduced-rank ridge as down (size, d_in), up (d_out, size), bias (d_out,), float32.
 
     With ``difference`` of y - x in place of y. Each unit's incoming and outgoing weights have the same norm.
-    Where ``size`` exceeds the full rank, the further units read random combinations (global generator) and
+    Where ``size`` exceeds the full rank, the further units read random combinations (by the global seed) and
     write nothing yet: the map is the same.
     """
     rank = min(size, len(path.rank_errors))
@@ -113,7 +114,7 @@ def warm_factors(path: RidgePath, size: int, difference: bool = False) -> tuple[
     norms = down.norm(dim=1).clamp_min(1e-12).sqrt()
     down, up = down / norms[:, None], up * norms
     if size > rank:
-        more = torch.randn(size - rank, down.shape[1], dtype=down.dtype)
+        more = torch.randn(size - rank, down.shape[1], dtype=down.dtype, generator=generator())
         more *= down.norm(dim=1).mean() / more.norm(dim=1, keepdim=True)
         down = torch.cat([down, more])
         up = torch.cat([up, torch.zeros(len(up), size - rank, dtype=up.dtype)], 1)

@@ -9,7 +9,7 @@ from spansearch.linear_maps import LinearMap
 from spansearch.ridge import RidgePath
 from spansearch.screen import span_map
 from spansearch.spans import Span
-from spansearch.students.base import check_width, register
+from spansearch.students.base import check_width, generator, register
 from spansearch.students.bottleneck import Bottleneck, hidden_units, warm_factors
 
 
@@ -103,14 +103,14 @@ def _by_cells(path: RidgePath, size: int) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         mix (size, channels), up (d_out, size * cells) and bias (d_out,), float32: the sum over h of
         up[q, h, cell] mix[h, c] is the best approximation of the ridge's weight[q, c, cell] in the Frobenius
-        norm. Further channels read random combinations (global generator) that nothing reads yet.
+        norm. Further channels read random combinations (by the global seed) that nothing reads yet.
     """
     outputs, cells = path.map.d_out, path.map.grid**2
     by_channel = path.weight.view(outputs, -1, cells).transpose(1, 2).flatten(0, 1)
     left, values, right = torch.linalg.svd(by_channel, full_matrices=False)
     rank = min(size, len(values))
     root = values[:rank].sqrt()
-    mix = torch.randn(size, right.shape[1]).to(right) * right.abs().mean()
+    mix = torch.randn(size, right.shape[1], generator=generator()).to(right) * right.abs().mean()
     mix[:rank] = root[:, None] * right[:rank]
     up = torch.zeros(outputs, cells, size).to(right)
     up[:, :, :rank] = (left[:, :rank] * root).view(outputs, cells, rank)

@@ -15,7 +15,7 @@ from spansearch.moments import Decomposition, Moments
 from spansearch.ridge import RidgePath, solve_span
 from spansearch.screen import no_linear_map, span_map
 from spansearch.spans import Span
-from spansearch.students.base import check_width, register
+from spansearch.students.base import check_width, generator, register
 from spansearch.students.bottleneck import hidden_units
 
 BLOCK = 8 * 2**20  # numbers in one block of features
@@ -83,14 +83,15 @@ class RandomFeatures:
 
 
 def random_units(path: RidgePath, size: int) -> tuple[Tensor, Tensor]:
-    """Random input weights (size, d_in) and biases (size,), float64: draws from the CPU's global generator.
+    """Random input weights (size, d_in) and biases (size,), float64: drawn on the CPU, by the global seed.
 
     Directions are normal; what each reads is scaled to unit variance about a mean drawn from a standard
     normal, so that a unit is active on some half of the rows, and which half differs from unit to unit.
     """
     fit = path.moments[0]
-    read = torch.randn(size, path.map.d_in, dtype=torch.float64)
-    means = torch.randn(size, dtype=torch.float64)
+    draw = generator()
+    read = torch.randn(size, path.map.d_in, dtype=torch.float64, generator=draw)
+    means = torch.randn(size, dtype=torch.float64, generator=draw)
     read, means = read.to(fit.gram), means.to(fit.gram)
     spread = ((read @ fit.gram) * read).sum(1).clamp(min=0.0).div(fit.count).sqrt()
     varies = spread > 1e-6 * fit.mean_x.norm()  # else there is nothing to tell apart but rounding

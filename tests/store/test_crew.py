@@ -94,12 +94,12 @@ def test_a_worker_that_was_paused_for_too_long_loses_its_trial_and_goes_on(
 def test_it_says_that_it_lives_even_while_another_asks_for_long(
     storage: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "LEASE", 0.6)
+    monkeypatch.setattr(leases, "LEASE", 2.0)
     with crew(storage, tmp_path).joined() as one, crew(storage, tmp_path).joined() as other:
         first = leases_of(one.study.user_attrs)[0]
         one.take(one.study.ask().number)
         with other.lock.held():
-            time.sleep(1.5)
+            time.sleep(3.0)
             assert list(other.alive()) == [0, 1]
         later = leases_of(one.study.user_attrs)[0]
         assert later.beat > first.beat + 0.5 and later.began == first.began and later.trial == 0

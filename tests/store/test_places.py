@@ -6,6 +6,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +75,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize(
-    "url", ["s3:", "s3://", "s3://B", "gs://students", "https://ann:hunter2@host/x", "s3://a?b"]
+    "url",
+    [
+        "s3:",
+        "s3://",
+        "s3://B",
+        "gs://students",
+        "https://ann:hunter2@host/x",
+        "s3://a:hunter2/x@b",
+        "s3://a?b",
+    ],
 )
 def test_another_url_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(ss.TaskError, match=r"s3://bucket/prefix; got") as refused:
@@ -138,10 +148,11 @@ def test_a_study_whose_students_are_in_a_bucket(
     def stop(number: int, *_: Any) -> None:
         if number == 2:
             server.stop()
-            server.start()  # it is away for a moment, and lost all students
+            threading.Timer(2.0, server.start).start()  # it has lost all students then
 
     with caplog.at_level(logging.INFO):
         assert opened("a", students=url).run(6, on_trial=stop) == "done"
+    assert "paused: Students cannot be" in caplog.text and "the server answers again" in caplog.text
     # on another machine, as it were: the study knows where its students are, and what is lost is fitted again
     assert opened("b").run(TOTAL, workers=2) == "done"
     assert not (tmp_path / "a" / "students").exists() and not (tmp_path / "b" / "students").exists()

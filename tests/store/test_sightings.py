@@ -90,6 +90,19 @@ def test_who_comes_later_lives_and_what_is_old_is_dead_at_once(clock: Clock) -> 
     assert seen.lives(old) is None
 
 
+def test_what_keeps_all_of_them_silent_is_no_death(clock: Clock) -> None:
+    seen, one = Sightings(), lease(clock.time())
+    seen.look({})
+    watch(seen, clock, one, LEASE - 10)
+    seen.forget_silence()  # one's own beat failed as well: a full disk
+    watch(seen, clock, one, LEASE - 10)
+    assert seen.lives(one) is True
+    watch(seen, clock, one, 10)
+    assert seen.lives(one) is False
+    seen.forget_silence()
+    assert seen.lives(one) is False
+
+
 def test_the_clock_of_a_real_machine() -> None:
     seen, one = Sightings(), lease(time.time())
     seen.look({0: one})
