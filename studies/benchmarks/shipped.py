@@ -13,7 +13,7 @@ peers.py has other tools on the CNN, students.py thin networks from scratch on t
 is tuned; the seed, 0, is that of the split, the teacher and the search.
 
 Results go to studies/results/<study>.json and a page beside it, and the table of README.md is made from these
-files; --table makes only that.
+files; --table makes only these pages and the table.
 """
 
 import json
@@ -94,9 +94,11 @@ def worked_before(known: list[dict[str, Any]], made: dict[str, Any]) -> dict[str
 
 
 def write_table(results: Path, readme: Path) -> None:
-    """Put the table of the results there are between README's markers."""
+    """Make the pages of the results there are, and the table between README's markers."""
     known = [results / f"{name}.json" for name in STUDIES]
     made = [json.loads(path.read_text()) for path in known if path.is_file()]
+    for one in made:
+        (results / f"{one['study']}.md").write_text(markdown(one))
     readme.write_text(with_table(readme.read_text(), made))
 
 
@@ -107,7 +109,9 @@ def write_table(results: Path, readme: Path) -> None:
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="The runs' directories.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 @click.option("--readme", type=click.Path(path_type=Path), default=README)
-@click.option("--table", is_flag=True, help="Only README's table, of the results that are there.")
+@click.option(
+    "--table", is_flag=True, help="Only the pages and README's table, of the results that are there."
+)
 def main(
     chosen: tuple[str, ...],
     presets: tuple[str, ...],
