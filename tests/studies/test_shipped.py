@@ -14,7 +14,7 @@ from click.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
 
 from benchmarks import shipped
-from benchmarks.shipped_report import BEGIN, END, STUDIES, results_table, summarise, with_table
+from benchmarks.shipped_report import BEGIN, END, STUDIES, markdown, results_table, summarise, with_table
 
 ROOT = Path(__file__).parents[2]
 KNOWN = [path for path in sorted((ROOT / "studies" / "results").glob("*.json")) if path.stem in STUDIES]
@@ -41,6 +41,7 @@ def test_a_file_says_where_its_figures_come_from(path):
     assert results["command"].startswith(f"spansearch run studies/{path.stem}.py --preset ")
     assert set(results["versions"]) >= {"spansearch", "torch", "python"}
     assert results["machine"]["cores"] >= 1 and results["date"]
+    assert path.with_suffix(".md").read_text() == markdown(results)
     last = results["runs"][-1]
     assert last == summarise(path.stem, results)  # what the table shows follows from the front
     for name in ("found", "closed_form"):
