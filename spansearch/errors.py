@@ -36,6 +36,10 @@ class ExportError(SpanSearchError, RuntimeError):
     """A model cannot be exported: no such format, a missing package, code that cannot be traced."""
 
 
+class PlotError(SpanSearchError):
+    """A picture cannot be drawn or written."""
+
+
 class SaveError(StudyError):
     """What was to be kept could not be written, or its storage not be used."""
 

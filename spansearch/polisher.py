@@ -29,7 +29,7 @@ REFERENCES = ((1.0, USABLE), (1.0, 1.0))  # of hypervolumes of (cost, divergence
 LEAST = 3e-5  # gain of one, to be worth a polish: a divergence of .001 halved over 6% of the flops
 LOOKS = 20  # at the held-out examples, of a whole polish
 HOPELESS = 2  # polishes that failed, before any came to a model: no gradient, a loss without its labels
-KEPT = ("student_params", "widths", "main", "depth")  # of what is said of the member
+KEPT = ("student_params", "costs", "widths", "main", "depth")  # of what is said of the member
 Found = tuple[int, Outcome]
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from optuna.study import Study as OptunaStudy
 
+from spansearch.network import Network
 from spansearch.planner import Planner
 from spansearch.search import Space, predicted_front
 from spansearch.store import NotLockedError, StudyLock, require_same_teacher
 from spansearch.students import family
-from spansearch.sufficiency import calibration_examples, sufficiency
+from spansearch.sufficiency import Sufficiency, calibration_examples, sufficiency
 from spansearch.workbench import Workbench
 
 log = logging.getLogger("spansearch")
@@ -38,12 +39,15 @@ def require_teacher(study: OptunaStudy, lock: StudyLock, bench: Workbench, space
     described = bench.validation.describe_teacher()
     if space.settings.timed and "latency_s" not in study.user_attrs.get("teacher", {}):
         described["latency_s"] = bench.latency(bench.teacher).seconds
+    network = Network.of(bench.spans).to_json()  # for reports, which load no teacher
     with lock.held():
         known = study.user_attrs.get("teacher", {})
         if known:
             require_same_teacher(known, {**described, "latency_s": known.get("latency_s")})
         if known.keys() < described.keys():
             study.set_user_attr("teacher", {**described, **known})
+        if "network" not in study.user_attrs:
+            study.set_user_attr("network", network)
     for name, reason in space.unfit.items():
         log.info("%s: the family %s fits no span and is left out: %s", bench.task.name, name, reason)
     bench.require_legal_span(space.spans)
@@ -79,8 +83,8 @@ def _prepare(study: OptunaStudy, planner: Planner) -> None:
     if "seeds" not in study.user_attrs:
         seeds = _seeds(planner)
         study.set_user_attr("linear_errors", _linear_errors(planner))
+        study.set_user_attr("sufficiency", _tell_of_data(planner, seeds))
         study.set_user_attr("seeds", seeds)
-        _tell_of_data(planner, seeds)
     planner.memory.prospects.errors = study.user_attrs.get("linear_errors", {})
     if planner.space.settings.compose:
         _measure_what_is_missed(study, planner)
@@ -117,18 +121,30 @@ def _measure_what_is_missed(study: OptunaStudy, planner: Planner) -> None:
         study.set_user_attr("missed", found)
 
 
-def _tell_of_data(planner: Planner, seeds: Sequence[Mapping[str, Any]]) -> None:
-    """Warn where more calibration examples would help many of the spans that are tried first."""
+def _tell_of_data(planner: Planner, seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Warn where more calibration examples would help many of the spans that are tried first.
+
+    Returns:
+        What reports say of it: ``fitted`` and ``held_out`` examples, and by span the ``degrees`` of freedom
+        of its linear map, its error with ``half`` and ``all`` of the examples and, expected, with ``twice``
+        as many, and whether it is ``limited`` by them.
+    """
     space, bench = planner.space, planner.bench
     points = space.points
     ends = {(points[params["left"]].name, points[params["right"]].name) for params in seeds}
     spans = [span for span in space.spans if (span.start.name, span.stop.name) in ends]
     screening, recording = bench.screening, bench.recording
-    found = list(sufficiency(screening, spans).values())
+    by_span = sufficiency(screening, spans)
+    counts = (recording.count("fit"), recording.count("held_out"))
+    told = {
+        "fitted": counts[0],
+        "held_out": counts[1],
+        "spans": {span.name: _plain(one) for span, one in by_span.items()},
+    }
+    found = list(by_span.values())
     limited = sum(one.limited for one in found)
     if not limited or limited < MANY * len(found):
-        return
-    counts = (recording.count("fit"), recording.count("held_out"))
+        return told
     log.warning(
         "%s: %d of the %d spans tried first are limited by data. %d or more calibration examples would "
         "help; there are %d. `spansearch screen` says more.",
@@ -138,3 +154,9 @@ def _tell_of_data(planner: Planner, seeds: Sequence[Mapping[str, Any]]) -> None:
         calibration_examples(found, *counts),
         sum(counts),
     )
+    return told
+
+
+def _plain(one: Sufficiency) -> dict[str, float | bool]:
+    errors = {name: float(f"{getattr(one, name):.4g}") for name in ("degrees", "half", "all", "twice")}
+    return {**errors, "limited": one.limited}

@@ -23,6 +23,7 @@ from spansearch.recipe import Recipe, Splice
 from spansearch.search import Decision, Search, Space, audited
 from spansearch.search.library import Plan
 from spansearch.spans import Span
+from spansearch.splice_cost import splice_costs
 from spansearch.store import StudentFiles
 from spansearch.students import Fitted, family, student_cost, width_of
 from spansearch.workbench import Workbench
@@ -83,6 +84,7 @@ class Proposals:
     ) -> Outcome:
         found = self.bench.found
         details["predicted"] = {"thinned": plan.thinned, "spliced": plan.spliced}
+        details["planned_flops"] = round(plan.flops)
         spans = [found[each.start, each.stop] for each in plan.recipe]
         with _added(seconds, "evaluating"):
             reasons = [reason for span in spans if (reason := self.bench.refusal(span)) is not None]
@@ -100,14 +102,19 @@ class Proposals:
             composed = self._composed(parts)
         with _added(seconds, "evaluating"):
             measures = self.bench.suffixes.measure(composed)
-        self._describe(tuple(recipe), composed, details, plan.recipe.index(one))
+        self._describe(tuple(recipe), composed, measures, details, plan.recipe.index(one))
         return Outcome("complete", measures, details, tuple(recipe))
 
     def _composed(self, parts: Sequence[Part]) -> Composition:
         return compose(parts, self.bench.evidence, self.bench.found.whole, self.settings.healing)
 
     def _describe(
-        self, recipe: Recipe, composed: Composition, details: dict[str, Any], main: int = 0
+        self,
+        recipe: Recipe,
+        composed: Composition,
+        measures: Measures,
+        details: dict[str, Any],
+        main: int = 0,
     ) -> None:
         """Write down what is needed to build a model again, and what a person wants to know of it."""
         spans = [self.bench.found[each.start, each.stop] for each in recipe]
@@ -115,6 +122,7 @@ class Proposals:
         details["widths"] = [
             width_of(each.family, span, each.size) for each, span in zip(recipe, spans, strict=True)
         ]
+        details["costs"] = splice_costs(recipe, spans, measures, self.bench.found.flops)
         details["main"] = main
         if composed.steps:
             details["healed"] = [step.to_json() for step in composed.steps]
@@ -123,6 +131,7 @@ class Proposals:
     def _carry_out(
         self, one: Splice, span: Span, details: dict[str, Any], seconds: dict[str, float]
     ) -> Outcome:
+        details["planned_flops"] = self._flops(one, span)
         with _added(seconds, "evaluating"):
             reason = self.bench.refusal(span)
         if reason:
@@ -156,7 +165,7 @@ class Proposals:
             details["unhealed"] = {"score": measures.score, "divergence": measures.divergence}
             if healed.healed and better.divergence < measures.divergence and loss(better) <= loss(measures):
                 composed, measures = healed, better
-        self._describe((made,), composed, details)
+        self._describe((made,), composed, measures, details)
         return Outcome("complete", measures, details, (made,))
 
     def _within_reach(self, measures: Measures, span: Span) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ from spansearch.evaluate import Measures
 from spansearch.export import Exported
 from spansearch.front import non_dominated
 from spansearch.outcome import Outcome, value
+from spansearch.plots import draw_front, new_axes, require_plots, save
 from spansearch.recipe import Splice
 from spansearch.search import Constraints
 
@@ -183,6 +185,34 @@ class Front(Sequence[Member]):
         """One row a member; the same columns for an empty front."""
         return pd.DataFrame([_row(member) for member in self.members], columns=list(COLUMNS))
 
+    def plot(self, path: str | Path | None = None, axes: Any = None) -> Any:
+        """Draw it with matplotlib (``spansearch[plots]``): on validation, and on test where it was scored.
+
+        Args:
+            path: a .png, .svg or .pdf to write; by default none.
+            axes: matplotlib's to draw on; by default those of a new figure, which a notebook shows.
+
+        Returns:
+            The axes.
+
+        Raises:
+            PlotError: matplotlib is missing, or the file cannot be written.
+        """
+        require_plots(path)
+        axes = new_axes(on_screen=path is None) if axes is None else axes
+        draw_front(self.to_dataframe(), self.x, self.y, axes)
+        if path is not None:
+            save(axes, path)
+        return axes
+
+    def _repr_html_(self) -> str:
+        """As notebooks show it: the columns that most look at first."""
+        table = self.to_dataframe()
+        shown = [name for name in SHOWN if not table[name].isna().all()]
+        name, found = html.escape(str(self.summary.get("study", ""))), len(self)
+        rows = table[shown].to_html(index=False, float_format=lambda value: f"{value:.4g}", border=0)
+        return f"<p>{name}: {found} member{'' if found == 1 else 's'} of the front</p>{rows}"
+
 
 COLUMNS = (
     *("trial", "flops", "flops_ratio", "params", "params_ratio", "score", "score_drop", "divergence"),
@@ -191,6 +221,13 @@ COLUMNS = (
     *("test_score", "test_score_drop", "test_ci95_low", "test_ci95_high", "test_divergence"),
     *("test_differs_from_cheaper", "splices"),
 )
+
+
+SHOWN = (
+    *("trial", "flops_ratio", "params_ratio", "latency_ratio", "score_drop"),
+    *("test_score_drop", "test_ci95_low", "test_ci95_high", "divergence", "splices"),
+)
+"""Columns of it in notebooks."""
 
 
 def _row(member: Member) -> dict[str, Any]:

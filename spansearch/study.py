@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
@@ -17,35 +14,37 @@ from optuna.trial import FrozenTrial
 
 from spansearch.budget import Budget
 from spansearch.calibration import Track, untracked
-from spansearch.errors import StudyError, TaskError, unsaved
+from spansearch.dashboard import annotate
+from spansearch.errors import StudyError, TaskError
 from spansearch.events import Events
 from spansearch.front_reader import FrontReader
 from spansearch.loop import Ended, Loop, OnTrial
-from spansearch.onlooker import Onlooker
 from spansearch.patience import Patience
 from spansearch.presets import PresetPlan, UnitCosts, plan_for, unit_costs
+from spansearch.report import export_command, render, report_data
 from spansearch.results import Front, Member
+from spansearch.running import is_over, run_elsewhere, run_here, stoppable
 from spansearch.search import Search, Space
 from spansearch.spans import Spans
 from spansearch.status import Status, status_of
 from spansearch.store import (
-    Crew,
     NoStudyError,
     Source,
     StudentFiles,
-    StudyLock,
     database_errors,
     find_study,
     make_directory,
     open_study,
+    place_of,
+    place_of_students,
     read_study,
     remember_source,
     source_of,
+    write_durably,
 )
 from spansearch.task import Task
 from spansearch.trials import FINISHED
 from spansearch.workbench import Workbench
-from spansearch.workers import on_cluster, orders, supervise, take_part
 
 log = logging.getLogger("spansearch")
 
@@ -57,6 +56,8 @@ class Study:
         task: the teacher, the data and the score.
         directory: of the run; default ``runs/<task name>``.
         storage: an Optuna storage URL; default ``study.db`` (SQLite) in the directory.
+        students: ``s3://bucket/prefix`` to keep students in; default ``students`` in the directory. A study
+            that was begun knows where they are.
         search: settings; default ``Search()``.
         device: "auto" (CUDA when there), "cpu", "cuda:1", ...
         track: wraps long loops to show progress: ``track(iterable, description)``.
@@ -72,6 +73,7 @@ class Study:
         *,
         directory: str | Path | None = None,
         storage: str | None = None,
+        students: str | None = None,
         search: Search | None = None,
         device: str = "auto",
         track: Track = untracked,
@@ -87,7 +89,9 @@ class Study:
         self.source = source
         self.device = device
         self.bench = Workbench(task, self.directory, self.search, device, track)
-        self.files = StudentFiles(self.directory / "students")
+        self.students = students
+        if students is not None:
+            place_of(students)  # what is wrong with it is told now
         self._optuna: OptunaStudy | None = None
         self._opened: Mapping[str, Any] | None = None  # settings given in place of the study file's
 
@@ -99,6 +103,7 @@ class Study:
         directory: str | Path | None = None,
         seed: int | None = None,
         storage: str | None = None,
+        students: str | None = None,
         changes: Mapping[str, Any] | None = None,
         device: str = "auto",
         track: Track = untracked,
@@ -111,7 +116,7 @@ class Study:
             seed, storage: in place of what the study file says or, of a directory, the run there.
             changes: settings of Search in place of the study file's or the run's; of max_score_drop,
                 max_flops, max_params, max_latency, include and exclude the run's directory knows by itself.
-            device, track: as above.
+            students, device, track: as above.
 
         Raises:
             TaskError: no such study file. StudyError: the directory does not say which one it was run from.
@@ -132,7 +137,14 @@ class Study:
             given["seed"] = seed
         search = replace(search, **given)
         study = cls(
-            task, directory=directory, storage=storage, search=search, device=device, track=track, source=file
+            task,
+            directory=directory,
+            storage=storage,
+            students=students,
+            search=search,
+            device=device,
+            track=track,
+            source=file,
         )
         study._opened = given
         return study
@@ -145,6 +157,11 @@ class Study:
     @cached_property
     def space(self) -> Space:
         return Space(self.bench.spans, self.search)
+
+    @cached_property
+    def files(self) -> StudentFiles:
+        """The students of the study, which has to be there."""
+        return StudentFiles(place_of_students(self.optuna, self.directory))
 
     @property
     def optuna(self) -> OptunaStudy:
@@ -206,28 +223,19 @@ class Study:
         def run() -> Ended:
             self._begin()
             if workers > 1 or dask is not None:
-                return self._is_over(budget) or self._run_workers(budget, on_trial, workers, dask)
-            return self._is_over(budget) or self._run(budget, on_trial)
+                return is_over(self.optuna, budget) or self._run_workers(budget, on_trial, workers, dask)
+            return is_over(self.optuna, budget) or self._run(budget, on_trial)
 
-        return self._stoppable(run)
+        return stoppable(run, self.storage, self.directory)
 
     def take_part(self, budget: Budget, command: str) -> Ended:
         """As ``run``, for one of the workers that a command began, whose id it has."""
 
         def run() -> Ended:
             Patience(self.storage, self.directory, Events(None, ""))(self._begin)
-            return self._is_over(budget) or self._run(budget, None, command)
+            return is_over(self.optuna, budget) or self._run(budget, None, command)
 
-        return self._stoppable(run)
-
-    def _stoppable(self, run: Callable[[], Ended]) -> Ended:
-        with database_errors(self.storage, self.directory):
-            try:
-                return run()
-            except KeyboardInterrupt as stop:
-                if unsaved(stop):  # it came while a full disk was being dealt with
-                    raise
-                return "interrupted"
+        return stoppable(run, self.storage, self.directory)
 
     def front(
         self,
@@ -262,6 +270,36 @@ class Study:
         with database_errors(self.storage, self.directory):
             return status_of(self.optuna, self.directory)
 
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write what was found as one HTML page that needs no network; loads no model and reads no data.
+
+        Args:
+            path: where; by default report.html in the run's directory.
+
+        Returns:
+            The path, absolute.
+
+        Raises:
+            SaveError: the file cannot be written. StudyError: the storage cannot be read.
+        """
+        path = Path(self.directory / "report.html" if path is None else path).absolute()
+        write_durably(path, render(self.report_data()).encode())
+        return path
+
+    def report_data(self) -> dict[str, Any]:
+        """What a report shows, as plain data."""
+        with database_errors(self.storage, self.directory):
+            return report_data(self.optuna, self.directory, self.storage)
+
+    def annotate(self) -> None:
+        """Write what optuna-dashboard (``spansearch[dashboard]``) shows as notes: recipes of the front.
+
+        Raises:
+            StudyError: the package is missing, or there is no study yet.
+        """
+        with database_errors(self.storage, self.directory):
+            annotate(self.optuna, self.front(), export_command(self.directory, self.storage))
+
     def finished(self) -> list[FrozenTrial]:
         """The study's finished trials; none where the study does not exist yet."""
         try:
@@ -275,58 +313,27 @@ class Study:
         make_directory(self.directory)
         _ = self.bench.spans  # first, as a mistyped pattern is told there: nothing is stored of it
         fingerprint = {**self.bench.fingerprint, "search": self.search.fingerprint()}
-        study = self._optuna = open_study(self.storage, self.directory, self.task.name, fingerprint)
+        study = self._optuna = open_study(
+            self.storage, self.directory, self.task.name, fingerprint, self.students
+        )
         if self.source is not None:
             remember_source(
                 self.directory, Source(self.source, self.search.seed, self.storage, self.search.changes)
             )
         return study
 
-    def _is_over(self, budget: Budget) -> Ended | None:
-        """What is said of a study that has all its trials, or no time left; None for any other."""
-        if len(self.optuna.get_trials(deepcopy=False, states=FINISHED)) >= budget.trials:
-            log.info("%s: all of %d trials are done", self.task.name, budget.trials)
-            return "done"
-        spent = self.optuna.user_attrs.get("seconds", {}).get("total", 0.0)
-        if budget.timeout is not None and spent >= budget.timeout:
-            log.info("%s: the timeout of %.0f s was reached before", self.task.name, budget.timeout)
-            return "timeout"
-        return None
-
     def _run(self, budget: Budget, on_trial: OnTrial | None, command: str | None = None) -> Ended:
-        """As one worker."""
-        study, longest = self.optuna, budget.max_trial_seconds
-        crew = Crew(study, StudyLock(study, self.storage, self.directory), self.directory)
-        events = Events(self.directory, crew.worker)
-        self.files.clean()
-        patiently = Patience(self.storage, self.directory, events)
-        with crew.joined(budget.trials, patiently), events.messages():
-            events.say("joined", pid=os.getpid(), host=socket.gethostname(), trials=budget.trials)
-            ended: Ended | Literal["failed"] = "failed"
-            try:
-                loop = Loop(
-                    study, self.storage, self.bench, self.space, self.files, crew, events, longest, command
-                )
-                ended = loop.run(budget.trials, budget.timeout, on_trial)
-                return ended
-            except KeyboardInterrupt:
-                ended = "interrupted"
-                raise
-            finally:
-                events.say("left", why=ended)
+        return run_here(
+            self.optuna, self.storage, self.bench, self.space, self.files, budget, on_trial, command
+        )
 
     def _run_workers(self, budget: Budget, on_trial: OnTrial | None, count: int, dask: str | None) -> Ended:
-        """As many workers in other processes; this one looks on."""
-        command = uuid.uuid4().hex
         made: Callable[..., Study]
         if self._opened is None or self.source is None:
             made = partial(Study, self.task, search=self.search, source=self.source)
-        else:
+        else:  # by its study file: what that defines cannot be pickled
             made = partial(Study.open, self.source, changes=self._opened)
-        made = partial(made, directory=self.directory, storage=self.storage)
-        wanted = orders(partial(take_part, budget, command, made), count, self.device)
-        patiently = Patience(self.storage, self.directory, Events(self.directory, "onlooker"))
-        onlooker = Onlooker(self.optuna, self.directory, on_trial, patiently)
-        if dask is None:
-            return supervise(wanted, onlooker.look)
-        return on_cluster(dask, wanted, self.device, onlooker.look, partial(onlooker.stop, command))
+        made = partial(made, directory=self.directory, storage=self.storage, students=self.students)
+        return run_elsewhere(
+            self.optuna, self.storage, self.directory, made, self.device, count, dask, budget, on_trial
+        )

@@ -28,7 +28,7 @@ from spansearch.batches import (
     to_device,
 )
 from spansearch.deadline import require_time
-from spansearch.errors import DataError, SpanSearchError, TaskError
+from spansearch.errors import DataError, SpanSearchError, TaskError, pass_on_stop
 
 __all__ = [
     "SPLITS",
@@ -283,8 +283,17 @@ class Task:
 
     def measure(self, model: nn.Module, batches: Iterable[Batch]) -> float:
         """The task's score of a model; raises DataError unless it is one finite number."""
-        with torch.no_grad():
-            value = self.score(model, batches)
+        try:
+            with torch.no_grad():
+                value = self.score(model, batches)
+        except SpanSearchError:
+            raise
+        except Exception as error:
+            pass_on_stop(error)
+            raise DataError(
+                f"Task {self.name!r}: score() failed with {type(error).__name__}: {error}. It is called with "
+                "the teacher and with spliced models, which may lack parameters that the teacher has."
+            ) from error
         try:
             number = float(value)
         except (TypeError, ValueError) as error:

@@ -19,7 +19,7 @@ from spansearch.spans import Spans
 
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 FINISHED = tuple(STATES.values())
-KEPT_BY_DUPLICATES = ("student", "student_params", "widths", "main", "depth", "reason", "latency")
+KEPT_BY_DUPLICATES = ("student", "student_params", "costs", "widths", "main", "depth", "reason", "latency")
 
 
 def suggest(trial: Trial, space: Space) -> dict[str, Any]:

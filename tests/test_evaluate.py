@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import tasks
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -342,3 +343,20 @@ def test_a_model_that_works_in_place_sees_the_same_batches_every_time():
     evaluator = Evaluator(task, model, "validation")
     assert evaluator.measure(model).divergence == 0.0 == evaluator.measure(model).score_drop
     assert torch.equal(batch, before)
+
+
+def test_a_score_that_fails_is_named():
+    def score(model, batches):
+        return next(p for p in model.parameters() if p.ndim == 9).numel()
+
+    task = tasks.make(score=score)
+    with pytest.raises(
+        DataError, match=r"score\(\) failed with StopIteration.*spliced models, which may lack"
+    ):
+        task.measure(tasks.teacher("mlp"), [])
+
+    def stopped(model, batches):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tasks.make(score=stopped).measure(tasks.teacher("mlp"), [])

@@ -14,7 +14,7 @@ from torch import nn
 
 import spansearch as ss
 from spansearch.errors import SaveError, TaskError
-from spansearch.store import files
+from spansearch.store import places
 from spansearch.teacher_cache import fingerprint
 
 
@@ -101,7 +101,7 @@ def test_a_crash_while_writing_leaves_nothing_to_trust(tmp_path, train, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", crash)
+        patch.setattr(places.os, "replace", crash)
         with pytest.raises(KeyboardInterrupt):
             kept(tmp_path, train)
     assert not list(tmp_path.glob("*.safetensors"))
@@ -115,7 +115,7 @@ def test_a_full_disk_is_said(tmp_path, train, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(places.os, "replace", full)
     with pytest.raises(SaveError, match="No space left"):
         kept(tmp_path, train)
 

@@ -9,8 +9,15 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from spansearch.cli.options import device_option, directory_option, storage_option, study_argument
+from spansearch.cli.options import (
+    device_option,
+    directory_option,
+    plot_option,
+    storage_option,
+    study_argument,
+)
 from spansearch.cli.terminal import console, duration, number, output, share, table, track
+from spansearch.plots import require_plots
 from spansearch.recipe import described
 from spansearch.results import MEASURES, Front
 from spansearch.study import Study
@@ -39,6 +46,7 @@ from spansearch.study import Study
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with all figures.")
 @click.option("--csv", "as_csv", is_flag=True, help="One line a member.")
+@plot_option
 def front(
     study: Path,
     directory: Path | None,
@@ -49,6 +57,7 @@ def front(
     closed_form: bool,
     as_json: bool,
     as_csv: bool,
+    plot: Path | None,
 ) -> None:
     """Print the front of a study: selected on validation, scored on the test split.
 
@@ -57,8 +66,13 @@ def front(
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other.")
+    if plot is not None:
+        require_plots(plot)  # before anything is scored
     opened = Study.open(study, directory=directory, storage=storage, device=device, track=track)
     found = opened.front(x, y, split="test", closed_form=closed_form)
+    if plot is not None:
+        found.plot(plot)
+        console.print(f"Drawn: {plot.absolute()}")
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
     elif as_csv:
@@ -96,9 +110,9 @@ def print_front(found: Front) -> None:
             share(m.flops_ratio),
             share(m.params_ratio),
             *((_ratio(m.latency_ratio), "slower" if member.slower else "") if timed else ()),
-            f"{m.score_drop:.4f}",
-            f"{test['score_drop']:.4f}" if test else "",
-            f"{interval[0]:+.4f} .. {interval[1]:+.4f}" if interval else "",
+            f"{m.score_drop:z.4f}",
+            f"{test['score_drop']:z.4f}" if test else "",
+            f"{interval[0]:+z.4f} .. {interval[1]:+z.4f}" if interval else "",
             "=" if test.get("differs_from_cheaper") is False else "",
             *(("yes" if member.feasible else "no",) if limits else ()),
             f"{m.divergence:.2g}",

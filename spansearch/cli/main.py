@@ -16,7 +16,7 @@ import optuna
 from rich.text import Text
 
 from spansearch import __version__
-from spansearch.cli import check, export, front, run, screen, spans, status
+from spansearch.cli import check, dashboard, export, front, report, run, screen, spans, status
 from spansearch.cli.terminal import console
 from spansearch.errors import SpanSearchError, unsaved
 from spansearch.loop import FailedStudyError
@@ -36,7 +36,17 @@ def spansearch() -> None:
     """
 
 
-for command in (check.check, spans.spans, screen.screen, run.run, front.front, export.export, status.status):
+for command in (
+    check.check,
+    spans.spans,
+    screen.screen,
+    run.run,
+    front.front,
+    report.report,
+    dashboard.dashboard,
+    export.export,
+    status.status,
+):
     spansearch.add_command(command)
 
 

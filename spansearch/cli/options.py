@@ -22,6 +22,11 @@ storage_option = click.option(
     metavar="URL",
     help="Optuna storage [default: the run's, else SQLite study.db in its directory].",
 )
+students_option = click.option(
+    "--students",
+    metavar="URL",
+    help="Keep students in s3://bucket/prefix [default: the study's place, else the run's directory].",
+)
 device_option = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes CUDA when there."
 )
@@ -29,6 +34,14 @@ seed_option = click.option(
     "--seed",
     type=int,
     help="Every random choice follows from it [default: the run's or the study's, else 0].",
+)
+
+
+plot_option = click.option(
+    "--plot",
+    metavar="PATH",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also draw it: .png, .svg or .pdf (needs spansearch[plots]).",
 )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from spansearch.calibration import untracked
 from spansearch.cli.front import print_front
+from spansearch.cli.growing import Feed, Shown, say
 from spansearch.cli.options import (
     Duration,
     device_option,
@@ -16,15 +20,17 @@ from spansearch.cli.options import (
     limit_options,
     seed_option,
     storage_option,
+    students_option,
     study_argument,
     where_options,
     with_options,
 )
-from spansearch.cli.terminal import console, duration, number, progress_bar, share, track
+from spansearch.cli.terminal import console, duration, track
 from spansearch.outcome import Outcome
 from spansearch.presets import ENDLESS, SECONDS, PresetPlan
-from spansearch.recipe import Splice, described
+from spansearch.recipe import Splice
 from spansearch.study import Study
+from spansearch.trials import outcome_of
 
 TRIALS = 100
 """Of a study for which nothing is said."""
@@ -51,8 +57,16 @@ TRIALS = 100
 @click.option("--dask", metavar="ADDRESS", help="Run the workers on a Dask cluster: tcp://host:8786.")
 @with_options(*limit_options, *where_options)
 @storage_option
+@students_option
 @seed_option
 @device_option
+@click.option("--quiet", is_flag=True, help="Nothing but warnings and errors, and the front at the end.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Events of all workers as lines of JSON on stdout, the front in the last one; else as --quiet.",
+)
 def run(
     study: Path,
     directory: Path | None,
@@ -63,8 +77,11 @@ def run(
     workers: int,
     dask: str | None,
     storage: str | None,
+    students: str | None,
     seed: int | None,
     device: str,
+    quiet: bool,
+    as_json: bool,
     **changes: Any,
 ) -> None:
     """Search for smaller networks until the study has its total of trials, then print the front.
@@ -75,49 +92,57 @@ def run(
     begun. --trials and --timeout take the place of what a preset has chosen.
     """
     given = {name: value for name, value in changes.items() if value not in (None, ())}
+    silent = quiet or as_json
+    if silent:
+        for handler in logging.getLogger("spansearch").handlers:
+            handler.setLevel(logging.WARNING)
     open_study = partial(
         Study.open,
         study,
         directory=directory,
         seed=seed,
         storage=storage,
+        students=students,
         changes=given,
         device=device,
-        track=track,
+        track=untracked if silent else track,
     )
     opened = open_study()
     if preset is not None:
         chosen = opened.plan(preset)
         trials, timeout = trials or chosen.trials, timeout or chosen.timeout
-        console.print(_chosen(chosen, trials, timeout))
+        if not silent:
+            console.print(_chosen(chosen, trials, timeout))
         if workers > 1 or dask:
             opened = open_study()  # what planning recorded need not stay in memory beside what workers record
     trials = trials or TRIALS
-    finished = 0
-    bar = progress_bar()
-    task = bar.add_task(f"trials of {opened.task.name}", total=trials)
+    feed = Feed(opened.directory) if as_json else nullcontext()
+    with feed, Shown(opened.task.name, trials, opened.search.cost, silent) as shown:
+        for before in opened.finished():
+            shown.growing.learn(before.number, outcome_of(before)[1])
 
-    def show(trial: int, splice: Splice | None, outcome: Outcome) -> None:
-        nonlocal finished
-        finished = len(opened.finished())
-        bar.start()  # only now: before the first trial other bars are shown
-        bar.update(task, completed=finished)
-        if outcome.state != "failed":  # that is in the log already
-            console.print(f"[{finished}/{trials}] trial {trial}: {_line(splice, outcome)}")
+        def show(trial: int, splice: Splice | None, outcome: Outcome) -> None:
+            shown.trial(len(opened.finished()), trial, splice, outcome)
 
-    try:
         ended = opened.run(trials, timeout, show, workers, dask, max_trial_seconds)
-    finally:
-        bar.stop()
     finished = len(opened.finished())
     if ended == "interrupted":
-        console.print(f"Stopped after {finished} of {trials} trials, all saved. The same command continues.")
+        if not silent:
+            console.print(
+                f"Stopped after {finished} of {trials} trials, all saved. The same command continues."
+            )
         return
-    if ended == "timeout":
+    if silent:
+        pass
+    elif ended == "timeout":
         console.print(f"The timeout is reached after {finished} of {trials} trials, all saved.")
     else:
         console.print(f"All {finished} trials are done (asked for {trials}). Ask for more with --trials.")
-    print_front(opened.front(split="test"))
+    front = opened.front(split="test")
+    if as_json:
+        say({"event": "front", **front.to_json()})
+    else:
+        print_front(front)
 
 
 def _chosen(chosen: PresetPlan, trials: int, timeout: float | None) -> str:
@@ -131,25 +156,4 @@ def _chosen(chosen: PresetPlan, trials: int, timeout: float | None) -> str:
         f"preparing {duration(costs.preparing)}, measuring a model {duration(costs.measuring)}, "
         f"fitting a student {duration(costs.fitting)}, a composition about {duration(costs.composing)}, "
         f"polishing a model about {duration(costs.polishing)}."
-    )
-
-
-def _line(splice: Splice | None, outcome: Outcome) -> str:
-    splices = outcome.recipe or (() if splice is None else (splice,))
-    what = "; ".join(map(described, splices)) + (": " if splices else "")
-    polish = outcome.details.get("polish")
-    if polish is not None and "duplicate_of" in outcome.details:
-        return f"{what}polished, no better on validation: stays trial {polish['of']}"
-    if "duplicate_of" in outcome.details:
-        return f"{what}the same as trial {outcome.details['duplicate_of']}"
-    m = outcome.measures
-    if m is None:
-        return f"{what}not fitted, {outcome.details.get('reason', '')}"
-    seconds = outcome.details.get("seconds", {}).get("total", 0.0)
-    if polish is not None:
-        what = f"{what}trial {polish['of']} polished: "
-    timed = "" if m.latency_ratio is None else f"{share(m.latency_ratio)} of the latency, "
-    return (
-        f"{what}{share(m.flops_ratio)} of the flops ({number(m.flops)}), {timed}"
-        f"score drop {m.score_drop:.4g}, divergence {m.divergence:.3g}, {seconds:.1f} s"
     )

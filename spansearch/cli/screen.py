@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from spansearch.cli.options import device_option, directory_option, seed_option, study_argument
-from spansearch.cli.terminal import counted, number, output, share, table, track
+from spansearch.cli.options import device_option, directory_option, plot_option, seed_option, study_argument
+from spansearch.cli.terminal import console, counted, number, output, share, table, track
+from spansearch.plots import draw_ridge_errors, new_axes, require_plots, save
 from spansearch.ridge import RidgePath
 from spansearch.screen import summary
 from spansearch.spans import Span, Spans
@@ -21,12 +22,15 @@ from spansearch.sufficiency import GAIN, Sufficiency, calibration_examples, suff
 @directory_option
 @seed_option
 @device_option
-def screen(study: Path, directory: Path | None, seed: int | None, device: str) -> None:
+@plot_option
+def screen(study: Path, directory: Path | None, seed: int | None, device: str, plot: Path | None) -> None:
     """Fit every span's linear student in closed form and show its error on held-out examples.
 
     0 is perfect, 1 is no better than the mean. Beside it what it is with half the examples and what it would
     be with twice as many: where that is lower by a tenth, data is what limits the span. Nothing is stored.
     """
+    if plot is not None:
+        require_plots(plot)  # before anything is loaded
     opened = Study.open(study, directory=directory, seed=seed, device=device, track=track)
     legal, refused = opened.bench.replayed(opened.spans.spans)
     solved = opened.bench.screening.all(track=track)
@@ -57,6 +61,8 @@ def screen(study: Path, directory: Path | None, seed: int | None, device: str) -
         )
     output.print(rows)
     _print_heat(opened.spans, paths)
+    if plot is not None:
+        _draw_heat(opened.spans, paths, plot)
     recording = opened.bench.recording
     told = counted(len(legal), len(opened.spans.rejected) + len(refused))
     output.print(
@@ -89,10 +95,21 @@ def _rank(path: RidgePath) -> str:
     return f"{int(enough[0]) + 1} of {len(path.rank_errors)}" if len(enough) else "-"
 
 
+def _errors(paths: dict[Span, RidgePath]) -> dict[tuple[str, str], float]:
+    """Those of the top-level chain, by start and stop."""
+    return {(s.start.name, s.stop.name): path.held_out_error for s, path in paths.items() if not s.nested}
+
+
+def _draw_heat(found: Spans, paths: dict[Span, RidgePath], plot: Path) -> None:
+    axes = new_axes(on_screen=False)
+    draw_ridge_errors([point.name for point in found.cuts], _errors(paths), axes)
+    console.print(f"Drawn: {save(axes, plot)}")
+
+
 def _print_heat(found: Spans, paths: dict[Span, RidgePath]) -> None:
     """The top-level chain as a grid: start down, stop across, the error as shade and two digits."""
     points = found.cuts
-    errors = {(s.start.name, s.stop.name): path.held_out_error for s, path in paths.items() if not s.nested}
+    errors = _errors(paths)
     if len(points) < 3 or not errors:
         return
     output.print("\nRidge error by start (down) and stop (across), in percent", style="bold")

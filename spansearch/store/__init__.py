@@ -2,9 +2,10 @@
 
 from spansearch.store.crew import Crew
 from spansearch.store.database import database_errors, make_directory, open_storage
-from spansearch.store.files import StudentFiles, write_durably
+from spansearch.store.files import StudentFiles
 from spansearch.store.leases import Lease, leases_of, seems_alive
 from spansearch.store.locks import NotLockedError, StudyLock
+from spansearch.store.places import place_of, write_durably
 from spansearch.store.source import (
     MODULE_PREFIX,
     Source,
@@ -16,6 +17,7 @@ from spansearch.store.studies import (
     NoStudyError,
     find_study,
     open_study,
+    place_of_students,
     require_same_format,
     require_same_teacher,
 )
@@ -35,6 +37,8 @@ __all__ = [
     "make_directory",
     "open_storage",
     "open_study",
+    "place_of",
+    "place_of_students",
     "read_study",
     "remember_source",
     "require_same_format",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import traceback
 import weakref
@@ -169,7 +168,7 @@ def database_errors(url: str | None, directory: Path) -> Iterator[None]:
     """
     try:
         yield
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or a distribution that Optuna does not know
         if not _in_optuna(error):  # of a study file, say
             raise
         raise SaveError(

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import re
-import time
-import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,55 +13,25 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from spansearch.errors import DiskFullError, SaveError, StudyError
+from spansearch.errors import StudyError
+from spansearch.store.places import MissingError, place_of
 
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that after a crash it is there whole or not at all.
-
-    Raises:
-        DiskFullError: the disk is full. SaveError: the directory cannot be written. Nothing that was there
-            is lost.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # of machines that share the directory
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise (DiskFullError if full else SaveError)(
-            f"Cannot write {path}: {error.strerror or error}. What was written before is intact. Free some "
-            "space or change the permissions, then run the same command again: it continues."
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-OLD = 3600.0
-"""Seconds after which nobody writes a temporary file any more."""
 _NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 
 
 class StudentFiles:
-    """The students of one run, in its directory ``students/``.
+    """The students of one run.
+
+    Args:
+        where: the directory they lie in, or ``s3://bucket/prefix``.
 
     Attributes:
-        patiently: calls what writes; may call it again where the disk is full.
+        patiently: calls what reads or writes; may call it again where there is no room, or a server is away.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.patiently: Callable[[Callable[[], None]], None] = lambda write: write()
+    def __init__(self, where: Path | str) -> None:
+        self.place = place_of(where)
+        self.patiently: Callable[[Callable[[], Any]], Any] = lambda call: call()
 
     def save(self, origin: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, str]:
         """Write a student's state; returns what load needs: its file's name and content hash.
@@ -84,7 +49,7 @@ class StudentFiles:
         digest = hashlib.sha256(data).hexdigest()
         made_of = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
         name = f"{made_of[:16]}{digest[:16]}.safetensors"
-        self.patiently(lambda: write_durably(self.directory / name, data))
+        self.patiently(lambda: self.place.write(name, data))
         return {"file": name, "sha256": digest}
 
     def load(self, entry: Mapping[str, str]) -> dict[str, Tensor]:
@@ -94,27 +59,23 @@ class StudentFiles:
             raise StudyError(
                 f"{name!r} is no name of a student file; the storage of this study was changed by hand."
             )
-        path = self.directory / name
+        restore = "Restore it from a copy, or run the study anew in another directory."
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise StudyError(
-                f"The student file {path} cannot be read: {error.strerror}. Restore it from a copy, or run "
-                "the study anew in another directory."
-            ) from error
+            data = self.patiently(lambda: self.place.read(name))
+        except MissingError as error:
+            raise StudyError(f"{error} {restore}") from error
         if hashlib.sha256(data).hexdigest() != digest:
             raise StudyError(
-                f"The student file {path} is not the one this study wrote (its SHA-256 differs): it is "
-                "damaged or was replaced. Restore it from a copy, or run the study anew in another directory."
+                f"The student file {self.place.shown(name)} is not the one this study wrote (its SHA-256 "
+                f"differs): it is damaged or was replaced. {restore}"
             )
         try:
             return safetensors.torch.load(data)
         except safetensors.SafetensorError as error:
-            raise StudyError(f"The student file {path} cannot be parsed: {error}.") from error
+            raise StudyError(
+                f"The student file {self.place.shown(name)} cannot be parsed: {error}."
+            ) from error
 
     def clean(self) -> None:
         """Remove what writes that were cut off left behind; what is young may be being written."""
-        for leftover in self.directory.glob(".*.tmp"):
-            with suppress(OSError):
-                if time.time() - leftover.stat().st_mtime > OLD:
-                    leftover.unlink()
+        self.place.clean()

@@ -15,7 +15,7 @@ from typing import Any
 
 from spansearch.errors import StudyError, TaskError
 from spansearch.store.database import DATABASE, without_secrets
-from spansearch.store.files import write_durably
+from spansearch.store.places import write_durably
 from spansearch.task import Task
 
 ABOUT = "study.json"

@@ -18,16 +18,17 @@ import optuna
 
 from spansearch.errors import SaveError, StudyError
 from spansearch.store.database import database_errors, file_of, make_directory, open_storage, shown
-from spansearch.store.files import write_durably
 from spansearch.store.locks import NotLockedError, StudyLock, lock_file, wait_until
+from spansearch.store.places import write_durably
 from spansearch.store.source import run_beside
 
 OBJECTIVES = 2  # the loss, and a cost
+STUDENTS = "students"
 MARK = ".students"
 """The file by which a run's directory is known again on another machine, where it has another path."""
 STUDY_VALUES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("fingerprint", "teacher", "linear_errors", "missed", "rates", "seconds", "test"), dict),
-    **dict.fromkeys(("students", "repaired"), dict),
+    **dict.fromkeys(("students", "repaired", "network", "sufficiency"), dict),
     "seeds": list,
     "stopped": list,
 }
@@ -96,11 +97,18 @@ def _sound(study: optuna.Study, url: str | None, directory: Path) -> optuna.Stud
     return study
 
 
-def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping[str, Any]) -> optuna.Study:
+def open_study(
+    url: str | None,
+    directory: Path,
+    name: str,
+    fingerprint: Mapping[str, Any],
+    students: str | None = None,
+) -> optuna.Study:
     """The study of a run, created where there is none.
 
     Args:
         fingerprint: everything that makes trials comparable, as plain data; kept with the study.
+        students: URL of the bucket they are to be kept in; None: where they are, or the run's directory.
 
     Raises:
         StudyError: the directory holds another study, the study was created with another fingerprint (lists
@@ -111,6 +119,7 @@ def open_study(url: str | None, directory: Path, name: str, fingerprint: Mapping
     study = _while_nobody_begins(url, directory, lambda: _load_or_create(url, directory, name))
     with StudyLock(study, url, directory).held():
         _require_same_inputs(study, url, directory, fingerprint)
+        _require_same_students(study, url, directory, students)
     return study
 
 
@@ -166,8 +175,6 @@ def _require_same_inputs(
     study: optuna.Study, url: str | None, directory: Path, fingerprint: Mapping[str, Any]
 ) -> None:
     """A new study is described; of one that is known everything has to be as it was."""
-    if url is not None:
-        _require_same_students(study, url, directory)
     stored = study.user_attrs.get("fingerprint")
     if stored is None:  # new, or died before it was described: nothing has been tried yet
         with warnings.catch_warnings():
@@ -199,29 +206,49 @@ def _require_same_inputs(
         )
 
 
-def _require_same_students(study: optuna.Study, url: str, directory: Path) -> None:
-    """In a shared database a study's students lie in one directory, which all of its workers see, under
+def _require_same_students(
+    study: optuna.Study, url: str | None, directory: Path, students: str | None
+) -> None:
+    """A study's students lie in one place, which all of its workers see: a bucket, or a directory, under
     whatever path.
 
     Raises:
-        StudyError: this is another directory.
+        StudyError: this is another one.
     """
+    known = study.user_attrs.get("students", {})
+    where = f"The study {study.study_name!r} in {shown(url, directory)} keeps its students in"
+    kept = known.get("url") or known.get("directory") or str(directory / STUDENTS)
+    if "url" in known or students is not None:
+        if students is not None and students.rstrip("/") != known.get("url"):
+            if known or study.get_trials(deepcopy=False):
+                raise StudyError(
+                    f"{where} {kept}, not in {students}. Leave out --students, or rename the task for a "
+                    "study of its own."
+                )
+            study.set_user_attr("students", {"url": students.rstrip("/")})
+        return
+    if url is None:
+        return
     file = directory / MARK
     mark = file.read_text().strip() if file.is_file() else ""
-    known = study.user_attrs.get("students", {})
     if known and known.get("mark") != mark:
         raise StudyError(
-            f"The study {study.study_name!r} in {shown(url, directory)} keeps its students in "
-            f"{known.get('directory')}, and {directory.absolute()} is not that directory. Give it with "
-            "--dir; on another machine it has to be on a file system that both share. Or rename the task for "
-            "a study of its own."
+            f"{where} {kept}, and {directory.absolute()} is not that directory. Give it with --dir; on "
+            "another machine it has to be on a file system that both share. Or keep students in a bucket "
+            "(--students), or rename the task for a study of its own."
         )
     if not known:
         if not mark:
             mark = uuid.uuid4().hex
             write_durably(file, mark.encode())
-        where = f"{socket.gethostname()}:{directory.resolve()}"
-        study.set_user_attr("students", {"mark": mark, "directory": where})
+        named = f"{socket.gethostname()}:{directory.resolve()}"
+        study.set_user_attr("students", {"mark": mark, "directory": named})
+
+
+def place_of_students(study: optuna.Study, directory: Path) -> Path | str:
+    """Where the students of a study lie: the URL of a bucket, or a directory."""
+    url = study.user_attrs.get("students", {}).get("url")
+    return str(url) if url else directory / STUDENTS
 
 
 def require_same_format(directory: Path, stored: Mapping[str, Any], current: int) -> None:

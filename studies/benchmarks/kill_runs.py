@@ -27,7 +27,7 @@ from spansearch.trials import FINISHED
 STUDY = Path(__file__).with_name("kill_study.py")
 NAME = "killed"
 SHARE = 6  # trials of a process, at least
-PATIENCE = 240.0
+PATIENCE = 1200.0
 """Seconds after which a run that does not end counts as stuck."""
 
 

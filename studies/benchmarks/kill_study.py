@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import spansearch as ss
 from spansearch import fitter, preparation, proposal, workbench
 from spansearch.search import SeededSampler
-from spansearch.store import Crew, StudentFiles, files, leases
+from spansearch.store import Crew, StudentFiles, leases, places
 
 Batch = tuple[Tensor, Tensor]
 
@@ -76,7 +76,7 @@ MOMENTS: dict[str, tuple[Any, str]] = {
     "screening": (preparation, "predicted_front"),
     "fitting": (fitter, "fit_student"),
     "composing": (proposal, "compose"),
-    "writing": (files, "write_durably"),
+    "writing": (places, "write_durably"),
     "replacing": (os, "replace"),
     "saving": (StudentFiles, "save"),
     "describing": (optuna.trial.Trial, "set_user_attr"),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import optuna
 import pytest
 import tasks
 
+from spansearch.events import read_events
 from spansearch.store import find_study
 
 pytestmark = pytest.mark.slow
@@ -145,8 +145,7 @@ def test_two_runs_at_once_are_one_run(study: Path, whole: list, tmp_path: Path) 
         wait_for(lambda: (directory / "study.db").exists(), first)
         second = begin(study, directory, other)
         assert first.wait(120) == 0 and second.wait(120) == 0
-    texts = log.read_text() + (tmp_path / "second").read_text()
-    done = [int(number) for number in re.findall(r"^ *trial (\d+): ", texts, re.MULTILINE)]
+    done = [event["trial"] for _, event in read_events(directory) if event["event"] == "trial"]
     assert sorted(done) == list(range(TOTAL))  # each of them once
     assert [row[0] for row in table(directory)] == [row[0] for row in whole]
 

@@ -59,7 +59,7 @@ def test_no_pickle_is_ever_read(here: Path, run: Run) -> None:
     for name in ("extra.pkl", "students/model.pt", "events.jsonl", ".students", ".worker-0.lock"):
         (here / RUN / name).write_bytes(planted)
     file = here / "study.py"
-    for command in ("status", "front", "check", "spans", "screen"):
+    for command in ("status", "front", "report", "check", "spans", "screen"):
         assert run(command, file).code == 0, command
     assert run("run", file, "--trials", "8").code == 0
     ss.Study.open(file, directory=here / RUN).front()[0].load()
@@ -107,7 +107,7 @@ def strange_json(draw: random.Random, depth: int = 0) -> Any:
 def a_damaged_database(here: Path, draw: random.Random) -> list[object]:
     path = here / RUN / "study.db"
     path.write_bytes(bitten(path.read_bytes(), draw))
-    return [draw.choice(("front", "status", "run")), here / RUN]
+    return [draw.choice(("front", "status", "run", "report")), here / RUN]
 
 
 def a_database_with_strange_values(here: Path, draw: random.Random) -> list[object]:
@@ -117,14 +117,14 @@ def a_database_with_strange_values(here: Path, draw: random.Random) -> list[obje
         said = draw.choice((json.dumps(strange_json(draw)), "not json", "", "[[["))
         connection.execute(f"UPDATE {name} SET value_json = ?", (said,))
         connection.commit()
-    return [draw.choice(("front", "status", "run")), here / RUN]
+    return [draw.choice(("front", "status", "run", "report")), here / RUN]
 
 
 def a_damaged_source(here: Path, draw: random.Random) -> list[object]:
     path = here / RUN / "study.json"
     said = bitten(path.read_bytes(), draw) if draw.random() < 0.4 else json.dumps(strange_json(draw)).encode()
     path.write_bytes(said)
-    return [draw.choice(("front", "status")), here / RUN]
+    return [draw.choice(("front", "status", "report")), here / RUN]
 
 
 def a_damaged_study_file(here: Path, draw: random.Random) -> list[object]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from spansearch.errors import StudyError
-from spansearch.store import StudentFiles, files, write_durably
+from spansearch.store import StudentFiles, places, write_durably
 
 ORIGIN = {"splice": "a -> b: mlp 3", "search": {"seed": 0}}
 
@@ -59,7 +59,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(
         if step == "open":
             patch.setattr(Path, "open", fail)
         else:
-            patch.setattr(files.os, step, fail)
+            patch.setattr(places.os, step, fail)
         with pytest.raises(StudyError, match=rf"Cannot write .*kept.*{os.strerror(code)}.*intact"):
             write_durably(path, b"new, and longer")
     assert path.read_bytes() == b"old"
@@ -79,7 +79,7 @@ def test_an_interrupted_write_leaves_no_litter(tmp_path: Path, monkeypatch: pyte
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files.os, "fsync", stop)
+    monkeypatch.setattr(places.os, "fsync", stop)
     with pytest.raises(KeyboardInterrupt):
         write_durably(tmp_path / "a", b"1")
     assert list(tmp_path.iterdir()) == []
@@ -91,7 +91,7 @@ def test_what_a_killed_process_left_behind_is_removed_and_nothing_else(tmp_path:
     old, young = (tmp_path / f".{entry['file']}.{name}.tmp" for name in ("old", "young"))
     for path in (old, young):
         path.write_bytes(b"half")
-    os.utime(old, (time.time() - files.OLD - 1,) * 2)
+    os.utime(old, (time.time() - places.OLD - 1,) * 2)
     store.clean()
     assert {p.name for p in tmp_path.iterdir()} == {entry["file"], young.name}  # somebody may be at it
     StudentFiles(tmp_path / "none").clean()
