@@ -137,6 +137,7 @@ def markdown(results: dict[str, Any]) -> str:
             "## Targets",
             table(["share of the flops", "at most", "lost", "", "closed form alone", ""], targets),
             "## The front",
+            f"![score drop by share of the flops]({name}.svg)",
             f"Families in its members: {_families(found['front'])}. Of the members that were polished, "
             f"validation confirmed {results['polishes']['kept']} of {results['polishes']['tried']}.",
             table(
