@@ -1,6 +1,6 @@
 """How small do the shipped studies make their networks, and at what loss?
 
-    pip install -c constraints.txt '.[studies]'
+    pip install -c constraints.txt '.[studies,plots]'
     python studies/benchmarks shipped --preset quick --preset standard
     python studies/benchmarks shipped --table
 
@@ -12,8 +12,8 @@ those of the test split, which selects nothing. Targets stand in shipped_report.
 peers.py has other tools on the CNN, students.py thin networks from scratch on three of the studies. Nothing
 is tuned; the seed, 0, is that of the split, the teacher and the search.
 
-Results go to studies/results/<study>.json and a page beside it, and the table of README.md is made from these
-files; --table makes only that.
+Results go to studies/results/<study>.json, with a page and a picture beside it, and the table of README.md is
+made from these files; --table makes only these pages and the table.
 """
 
 import json
@@ -34,6 +34,7 @@ import spansearch as ss
 from benchmarks.command import RESULTS, write_results
 from benchmarks.records import versions
 from benchmarks.shipped_report import STUDIES, markdown, summarise, with_table
+from spansearch.plots import require_plots
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -94,9 +95,11 @@ def worked_before(known: list[dict[str, Any]], made: dict[str, Any]) -> dict[str
 
 
 def write_table(results: Path, readme: Path) -> None:
-    """Put the table of the results there are between README's markers."""
+    """Make the pages of the results there are, and the table between README's markers."""
     known = [results / f"{name}.json" for name in STUDIES]
     made = [json.loads(path.read_text()) for path in known if path.is_file()]
+    for one in made:
+        (results / f"{one['study']}.md").write_text(markdown(one))
     readme.write_text(with_table(readme.read_text(), made))
 
 
@@ -107,7 +110,9 @@ def write_table(results: Path, readme: Path) -> None:
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="The runs' directories.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 @click.option("--readme", type=click.Path(path_type=Path), default=README)
-@click.option("--table", is_flag=True, help="Only README's table, of the results that are there.")
+@click.option(
+    "--table", is_flag=True, help="Only the pages and README's table, of the results that are there."
+)
 def main(
     chosen: tuple[str, ...],
     presets: tuple[str, ...],
@@ -117,6 +122,8 @@ def main(
     readme: Path,
     table: bool,
 ) -> None:
+    if not table:
+        require_plots(out / "front.svg")  # before hours of work
     for name in () if table else chosen:
         file = ROOT / "studies" / f"{name}.py"
         path = out / f"{name}.json"
@@ -128,6 +135,7 @@ def main(
             known = sorted([*known, summarise(name, made)], key=lambda one: one["seconds"])
             results = {"study": name, "seed": 0, "runs": known, **made}
             write_results(path, results, markdown(results))
+            say("front", str(runs / name), "--plot", str(path.with_suffix(".svg")))
     write_table(out, readme)
 
 

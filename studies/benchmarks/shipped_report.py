@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from benchmarks.pages import share, table, verdict
+from spansearch.cli.terminal import number
 
 SHARES = (0.75, 0.7, 0.5, 0.25, 0.1)
 """Of the teacher's flops."""
@@ -125,7 +126,7 @@ def markdown(results: dict[str, Any]) -> str:
             f"# {name}: {study.what}",
             f"{results['date']}; seed {results['seed']}; {results['machine']['processor']}, "
             f"{results['machine']['cores']} cores; {versions}.",
-            f"The teacher: {teacher['flops'] / 1e6:.3g}M flops an example, {teacher['params'] / 1e3:.3g}k "
+            f"The teacher: {number(teacher['flops'])} flops an example, {number(teacher['params'])} "
             f"parameters, score {of:.4f} on test. Losses are in {study.unit}, on the test split; behind a "
             "run the best member by validation at no more than so many flops. A run's wall time is that of "
             "its command, the teacher trained before; its seconds are those of the study over all its runs.",
@@ -136,6 +137,7 @@ def markdown(results: dict[str, Any]) -> str:
             "## Targets",
             table(["share of the flops", "at most", "lost", "", "closed form alone", ""], targets),
             "## The front",
+            f"![score drop by share of the flops]({name}.svg)",
             f"Families in its members: {_families(found['front'])}. Of the members that were polished, "
             f"validation confirmed {results['polishes']['kept']} of {results['polishes']['tried']}.",
             table(
@@ -189,7 +191,7 @@ def results_table(results: Sequence[dict[str, Any]]) -> str:
         rows.append(
             [
                 f"[{one['study']}](studies/results/{one['study']}.md)",
-                f"{study.what}, {teacher['flops'] / 1e6:.3g}M flops",
+                f"{study.what}, {number(teacher['flops'])} flops",
                 f"{teacher['test_score']:.4g}",
                 study.unit,
                 *(_cell(run["at"][str(size)]) for size in SHARES if size != 0.75),

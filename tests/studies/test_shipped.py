@@ -14,7 +14,7 @@ from click.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
 
 from benchmarks import shipped
-from benchmarks.shipped_report import BEGIN, END, STUDIES, results_table, summarise, with_table
+from benchmarks.shipped_report import BEGIN, END, STUDIES, markdown, results_table, summarise, with_table
 
 ROOT = Path(__file__).parents[2]
 KNOWN = [path for path in sorted((ROOT / "studies" / "results").glob("*.json")) if path.stem in STUDIES]
@@ -30,7 +30,7 @@ def test_readme_says_what_the_files_say():
 
 def test_every_shipped_study_has_a_target_and_a_file():
     files = {path.stem for path in (ROOT / "studies").glob("*.py")} - {"bring_your_own"}
-    assert set(STUDIES) == files >= {path.stem for path in KNOWN}
+    assert set(STUDIES) == files == {path.stem for path in KNOWN}
     assert all(study.targets for study in STUDIES.values())
 
 
@@ -41,6 +41,8 @@ def test_a_file_says_where_its_figures_come_from(path):
     assert results["command"].startswith(f"spansearch run studies/{path.stem}.py --preset ")
     assert set(results["versions"]) >= {"spansearch", "torch", "python"}
     assert results["machine"]["cores"] >= 1 and results["date"]
+    assert path.with_suffix(".md").read_text() == markdown(results)
+    assert path.with_suffix(".svg").is_file()
     last = results["runs"][-1]
     assert last == summarise(path.stem, results)  # what the table shows follows from the front
     for name in ("found", "closed_form"):
@@ -97,7 +99,8 @@ def test_the_command_runs_writes_and_fills_the_table(tmp_path, monkeypatch):
     assert [one["preset"] for one in results["runs"]] == ["quick", "standard"]
     assert results["command"] == "spansearch run studies/digits_cnn.py --preset standard --timeout 1h"
     assert results["runs"][0]["command"].endswith("--preset quick") and results["wall_s"] > 0
-    assert [c[0] for c in calls] == ["run", "front", "front"] * 2
+    assert [c[0] for c in calls] == ["run", "front", "front", "front"] * 2
+    assert (tmp_path / "digits_cnn.svg").read_text().lstrip().startswith("<?xml")
     assert results_table([results]) in readme.read_text() and readme.read_text().endswith("rest\n")
     again = CliRunner().invoke(shipped.main, [*command, *paths], catch_exceptions=False)
     assert again.exit_code == 0  # all is done: what did the work keeps its time
