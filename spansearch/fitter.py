@@ -47,6 +47,17 @@ class Rates:
         return self.known[key]
 
 
+class OneRate(Rates):
+    """The learning rate of a fit that is repeated."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__({})
+        self.rate = rate
+
+    def of(self, key: str, search: Callable[[], float]) -> float:
+        return self.rate
+
+
 def with_room(fit: FitSettings, made: Callable[[FitSettings], T]) -> T:
     """What is made in batches; where there is too little memory for them, in smaller ones."""
     while True:

@@ -48,7 +48,7 @@ def require_teacher(study: OptunaStudy, lock: StudyLock, bench: Workbench, space
             study.set_user_attr("teacher", {**described, **known})
         if "network" not in study.user_attrs:
             study.set_user_attr("network", network)
-    for name, reason in space.unfit.items():
+    for name, reason in ({} if known else space.unfit).items():  # said once
         log.info("%s: the family %s fits no span and is left out: %s", bench.task.name, name, reason)
     bench.require_legal_span(space.spans)
     if space.settings.polish:

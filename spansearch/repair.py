@@ -10,7 +10,7 @@ from typing import Any
 from optuna.study import Study as OptunaStudy
 
 from spansearch.errors import SaveError, StudyError
-from spansearch.fitter import Rates
+from spansearch.fitter import OneRate, Rates
 from spansearch.memory import Memory
 from spansearch.outcome import Outcome
 from spansearch.polisher import Polisher
@@ -86,6 +86,9 @@ class Repair:
         """The trial once more, knowing what was known then: so it goes the same way."""
         memory = self._memory(number, before)
         rates = Rates(self.study.user_attrs.get("rates", {}))
+        rate = before.details.get("fit", {}).get("rate")
+        if rate is not None:  # of several workers each may have found one, of which the study keeps the first
+            rates = OneRate(rate)
         polish = before.details.get("polish")
         if polish is not None:
             constraints = Constraints({})

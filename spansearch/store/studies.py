@@ -195,10 +195,11 @@ def _require_same_inputs(
             name = field.removeprefix("search.")
             if field.startswith("search.max_"):
                 had, option = stored["search"].get(name), f"--{name.replace('_', '-')}"
-                said = "not set: leave out"
-                if had is not None:
-                    said = f"{had if isinstance(had, str) else format(had, 'g')}: give it with"
-                where += f" Its {name} was {said} {option}, or in Search({name}=...)."
+                if had is None:
+                    where += f" It was begun without {name}: leave out {option}, and {name} in Search(...)."
+                    continue
+                said = had if isinstance(had, str) else format(had, "g")
+                where += f" Its {name} was {said}: give it with {option}, or in Search({name}=...)."
         raise StudyError(
             f"The study in {directory.absolute()} was created with other inputs; these differ: "
             f"{', '.join(fields)}. Its trials would not be comparable with new ones.{where} Restore what "
