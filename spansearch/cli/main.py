@@ -18,7 +18,7 @@ from rich.text import Text
 from spansearch import __version__
 from spansearch.cli import check, dashboard, export, front, report, run, screen, spans, status
 from spansearch.cli.terminal import console
-from spansearch.errors import SpanSearchError, unsaved
+from spansearch.errors import DataError, SpanSearchError, unsaved
 from spansearch.loop import FailedStudyError
 from spansearch.store import MODULE_PREFIX
 
@@ -78,7 +78,9 @@ def main() -> None:
     except SpanSearchError as error:
         if not isinstance(error, FailedStudyError):  # that is what the study came to, whoever asked for what
             stop.leave_if_asked(error)
-        console.print(Text.assemble(("Error: ", "bold red"), str(error)))
+        cause = error.__cause__ if isinstance(error, DataError) else None  # of a score that failed
+        where = _line_of_study(cause) if isinstance(cause, Exception) else None
+        console.print(Text.assemble(("Error: ", "bold red"), f"{where}: " if where else "", str(error)))
         sys.exit(1 if isinstance(error, FailedStudyError) else 2)
     except (KeyboardInterrupt, click.Abort) as error:
         stop.leave(error)
