@@ -12,12 +12,11 @@ import optuna
 from optuna.study import Study as OptunaStudy
 
 from spansearch.errors import StudyError
+from spansearch.loopback import HOST, is_for_us
 from spansearch.recipe import described
 from spansearch.results import Front, Member
 
 log = logging.getLogger("spansearch")
-
-HOST = "127.0.0.1"
 
 
 def require_dashboard() -> None:
@@ -104,7 +103,7 @@ class DashboardServer:
         require_dashboard()
         from optuna_dashboard import wsgi
 
-        app: Any = wsgi(study._storage)
+        app = _for_us_alone(wsgi(study._storage))
         self._server = make_server(HOST, port, app, server_class=_Threaded, handler_class=_Quiet)
         self.url = f"http://{HOST}:{self._server.server_port}/dashboard/studies/{study._study_id}"
 
@@ -116,6 +115,19 @@ class DashboardServer:
         """End it."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def _for_us_alone(app: Any) -> Any:
+    """Trials can be deleted there: pages of other sites, under whatever name, are refused."""
+
+    def guarded(environ: dict[str, Any], start_response: Any) -> Any:
+        host, origin = environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN")
+        if not is_for_us(host) or origin not in (None, f"http://{host}"):
+            start_response("403 Forbidden", [("Content-Type", "text/plain")])
+            return [b"This dashboard is for this machine only.\n"]
+        return app(environ, start_response)
+
+    return guarded
 
 
 class _Threaded(ThreadingMixIn, WSGIServer):

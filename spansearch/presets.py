@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from statistics import median
+from typing import Any
 
 import torch
 
-from spansearch.batches import batch_size
+from spansearch.batches import batch_size, cloned, head
 from spansearch.distil import RATES, TESTED
 from spansearch.errors import StudyError, pass_on_stop
 from spansearch.fit import fit_by_gradient
@@ -53,6 +54,14 @@ class UnitCosts:
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, kept: Any) -> UnitCosts | None:
+        """As they were kept; None where these are not they: another version may have measured others."""
+        names = {one.name for one in fields(cls)}
+        if not isinstance(kept, dict) or kept.keys() != names:
+            return None
+        return cls(**kept) if all(isinstance(value, (int, float)) for value in kept.values()) else None
 
     @property
     def trial(self) -> float:
@@ -118,25 +127,40 @@ def unit_costs(bench: Workbench, space: Space, preparing: float) -> UnitCosts:
     """
     started = time.perf_counter()
     bench.validation.measure(bench.teacher)
+    if space.settings.timed:
+        bench.latency(bench.teacher)  # of every model that is measured
     measuring = time.perf_counter() - started
     one_pass, settings = _one_pass(bench), space.settings
     examples = sum(bench.recording.count(part) for part in bench.recording.values)
     trained = settings.polish_steps * settings.fit.batch_size * (1 + TESTED * len(RATES)) / examples
     polishing = STEP_PASSES * trained * one_pass if settings.polish else 0.0
-    return UnitCosts(preparing, measuring, _fitting(bench, space), PASSES * one_pass, polishing)
+    composing = PASSES * one_pass if settings.compose else 0.0
+    return UnitCosts(preparing, measuring, _fitting(bench, space), composing, polishing)
 
 
 def _one_pass(bench: Workbench) -> float:
-    """Of all calibration examples through the teacher, from one over a few of them."""
+    """Of all calibration examples through the teacher: the loader's way to its first batch, and the teacher's
+    over a few examples of that, as often as there are so many."""
     calibration = bench.evidence.calibration
+    started = time.perf_counter()
     _, batch, _ = next(calibration.batches())
-    timed = []
+    drawing = time.perf_counter() - started
+    few, timed = min(GLANCE, batch_size(batch)), []
     for _ in range(2):  # the first one may have to wait for memory
+        some = cloned(head(batch, few))
+        _wait_for(bench.device)
         started = time.perf_counter()
-        calibration.glance(bench.teacher, GLANCE)
+        with torch.no_grad():
+            calibration.task.output(bench.teacher, some, "calibration batch 0")
+        _wait_for(bench.device)
         timed.append(time.perf_counter() - started)
     examples = sum(bench.recording.count(part) for part in bench.recording.values)
-    return min(timed) * examples / min(GLANCE, batch_size(batch))
+    return drawing + min(timed) * examples / few
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _fitting(bench: Workbench, space: Space) -> float:

@@ -181,12 +181,14 @@ class Study:
         here, and kept with it. Raises StudyError where there is no such preset, and as run."""
         with database_errors(self.storage, self.directory):
             study = self._begin()
-            if "unit_costs" not in study.user_attrs:
-                loop = Loop(study, self.storage, self.bench, self.space, self.files)
+            costs = UnitCosts.from_json(study.user_attrs.get("unit_costs"))
+            if costs is None:
+                with Events(self.directory, "plan").messages():
+                    loop = Loop(study, self.storage, self.bench, self.space, self.files)
+                self.files.patiently = StudentFiles.at_once
                 loop.keep_preparing()
-                measured = unit_costs(self.bench, self.space, loop.preparing)
-                study.set_user_attr("unit_costs", measured.to_json())
-            costs = UnitCosts(**study.user_attrs["unit_costs"])
+                costs = unit_costs(self.bench, self.space, loop.preparing)
+                study.set_user_attr("unit_costs", costs.to_json())
             return plan_for(preset, costs, len(study.user_attrs["seeds"]))
 
     def run(

@@ -11,6 +11,7 @@ import pytest
 from study_runs import new
 
 import spansearch as ss
+from spansearch import dashboard
 from spansearch.dashboard import DashboardServer
 from spansearch.recipe import described
 
@@ -32,7 +33,7 @@ def get(server: DashboardServer, path: str) -> Any:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_it_shows_measures_recipes_and_notes(tmp_path: Path) -> None:
-    dashboard = pytest.importorskip("optuna_dashboard", reason="pip install '.[dashboard]'")
+    optuna_dashboard = pytest.importorskip("optuna_dashboard", reason="pip install '.[dashboard]'")
     study = new(tmp_path, seed=4)
     study.run(8)
     study.annotate()
@@ -63,6 +64,26 @@ def test_it_shows_measures_recipes_and_notes(tmp_path: Path) -> None:
     others = [trial["note"]["body"] for n, trial in trials.items() if n not in {m.trial for m in front}]
     assert not any(others)
     # what somebody wrote stays; what we wrote follows the study
-    dashboard.save_note(study.optuna, "my own words")
+    optuna_dashboard.save_note(study.optuna, "my own words")
     study.annotate()
-    assert dashboard.get_note(study.optuna) == "my own words"
+    assert optuna_dashboard.get_note(study.optuna) == "my own words"
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("127.0.0.1:8080", None, "200 OK"),
+        ("localhost:8080", "http://localhost:8080", "200 OK"),
+        ("evil.example:8080", None, "403 Forbidden"),
+        ("127.0.0.1:8080", "http://evil.example", "403 Forbidden"),
+    ],
+)
+def test_pages_of_other_sites_are_refused(host: str, origin: str | None, status: str) -> None:
+    def app(environ: dict, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"all trials"]
+
+    said: list[str] = []
+    environ = {"HTTP_HOST": host} | ({"HTTP_ORIGIN": origin} if origin else {})
+    body = dashboard._for_us_alone(app)(environ, lambda status, headers: said.append(status))
+    assert said == [status] and (body == [b"all trials"]) == (status == "200 OK")

@@ -112,7 +112,7 @@ def run(
         chosen = opened.plan(preset)
         trials, timeout = trials or chosen.trials, timeout or chosen.timeout
         if not silent:
-            console.print(_chosen(chosen, trials, timeout))
+            console.print(_chosen(chosen, trials, timeout, workers))
         if workers > 1 or dask:
             opened = open_study()  # what planning recorded need not stay in memory beside what workers record
     trials = trials or TRIALS
@@ -145,12 +145,14 @@ def run(
         print_front(front)
 
 
-def _chosen(chosen: PresetPlan, trials: int, timeout: float | None) -> str:
+def _chosen(chosen: PresetPlan, trials: int, timeout: float | None, workers: int) -> str:
     """What a preset comes to, and what it was chosen from."""
     costs = chosen.costs
     most = f"{trials} trials at most" if trials < ENDLESS else "trial after trial"
     end = "until you stop it (Ctrl-C)" if timeout is None else f"none begins after {duration(timeout)} in all"
-    expected = "" if chosen.expected is None else f"; about {chosen.expected} are expected"
+    expected = ""
+    if chosen.expected is not None and workers == 1 and timeout == chosen.timeout:
+        expected = f"; about {min(trials, chosen.expected)} are expected"
     return (
         f"Preset {chosen.preset}: {most}, {end}{expected}. Measured here: "
         f"preparing {duration(costs.preparing)}, measuring a model {duration(costs.measuring)}, "

@@ -10,8 +10,10 @@ from urllib.parse import quote
 import sqlalchemy
 
 HIDDEN = "***"
-IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s:/@?#]*):[^\s/@]+@")
+IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s:/@?#]*):[^\s@]+@")
 """``scheme://user:password@``."""
+NAMED = re.compile(r"(?i)(\w*(?:password|passwd|token|secret|credential)\w*=)[^\s&;,]+")
+"""An option of a URL that is named as secrets are."""
 SHORTEST = 3  # a shorter password would blacken half of all words
 
 
@@ -20,7 +22,8 @@ def presentable(data: Any, url: str | None = None) -> Any:
 
     Args:
         data: of mappings, sequences, texts, numbers; anything else becomes its text.
-        url: of the storage, whose password and options are taken out wherever they stand.
+        url: of the storage, whose password is taken out of sentences. Keys, and texts of one word, are what
+            the page goes by: a password may be one of these words by chance, and stays in its place.
     """
     secrets = tuple(sorted(_secrets(url), key=len, reverse=True))
     return _presentable(data, secrets)
@@ -32,16 +35,17 @@ def _presentable(data: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     if isinstance(data, dict):
-        return {_clean(str(key), secrets): _presentable(value, secrets) for key, value in data.items()}
+        return {_clean(str(key), ()): _presentable(value, secrets) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [_presentable(value, secrets) for value in data]
-    return _clean(str(data), secrets)
+    text = str(data)
+    return _clean(text, secrets if re.search(r"\s", text) else ())
 
 
 def _clean(text: str, secrets: tuple[str, ...]) -> str:
     for secret in secrets:
-        text = text.replace(secret, HIDDEN)
-    return IN_URL.sub(rf"\1:{HIDDEN}@", text)
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, text)
+    return NAMED.sub(rf"\1{HIDDEN}", IN_URL.sub(rf"\1:{HIDDEN}@", text))
 
 
 def _secrets(url: str | None) -> set[str]:
@@ -51,6 +55,7 @@ def _secrets(url: str | None) -> set[str]:
         parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
         return {url}
-    values = {str(parsed.password or ""), *(str(value) for value in parsed.query.values())}
+    options = {str(value) for name, value in parsed.query.items() if NAMED.match(f"{name}=x")}
+    values = {str(parsed.password or ""), *options}
     encoded = {quote(value, safe="") for value in values}
     return {value for value in values | encoded if len(value) >= SHORTEST}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,11 +14,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from spansearch.errors import SpanSearchError
+from spansearch.loopback import HOST, is_for_us
 from spansearch.report.page import render
 
 log = logging.getLogger("spansearch")
 
-HOST = "127.0.0.1"
 FRESH = 1.0
 """Seconds for which data that was read serves everyone who asks."""
 
@@ -55,8 +56,9 @@ class ReportServer(ThreadingHTTPServer):
             return self._known
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that goes away in the middle of an answer is no error of ours."""
-        log.debug("report: a request was broken off", exc_info=True)
+        """A browser that goes away in the middle of an answer is no error of ours; anything else is."""
+        gone = isinstance(sys.exception(), ConnectionError)
+        log.log(logging.DEBUG if gone else logging.WARNING, "report: a request was broken off", exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -80,9 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer_with(data)
 
     def _is_for_us(self) -> bool:
-        """By its address: a page of another name that points here (DNS rebinding) reads nothing."""
-        host = self.headers.get("Host", "").rsplit(":", 1)[0]
-        return host in (HOST, "localhost")
+        return is_for_us(self.headers.get("Host", ""))
 
     def _answer_with(self, data: dict[str, Any]) -> None:
         """The data, or that it is what the page has already."""

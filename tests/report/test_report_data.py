@@ -106,8 +106,23 @@ def test_no_password_is_in_it(study: ss.Study) -> None:
     assert any("postgresql://me:***@host/db" in reason for reason in failed)
     assert "hunter2" not in text and any(EVIL in reason for reason in failed)
     for words in ("s3cr%40t", "s3cr@t", "0therS3cret"):
-        shown = json.dumps(presentable({"a": [f"failed with {words}", {words: 1}]}, url))
+        shown = json.dumps(presentable({"a": [f"failed with {words}", 1]}, url))
         assert words not in shown and "***" in shown
+    for words in ("mysql://me:p/w@host", "see postgresql://host?password=hunter2"):
+        assert "hunter2" not in presentable(words) and "p/w" not in presentable(words)
+
+
+@pytest.mark.parametrize("password", ["trials", "spans", "test", "flops", "require"])
+def test_a_password_that_is_a_word_of_the_page_breaks_nothing(study: ss.Study, password: str) -> None:
+    plain = report_data(study.optuna, study.directory)
+    url = f"postgresql://me:{password}@host/db?sslmode=require"
+    data = report_data(study.optuna, study.directory, url)
+    assert (
+        data.keys() == plain.keys() and data["fronts"] == plain["fronts"] and data["costs"] == plain["costs"]
+    )
+    assert [trial.keys() for trial in data["trials"]] == [trial.keys() for trial in plain["trials"]]
+    told = presentable(f"connection to {password} failed: {password}!", url)
+    assert told == ("connection to *** failed: ***!" if password != "require" else told)
 
 
 def test_what_json_does_not_know_is_left_out() -> None:
