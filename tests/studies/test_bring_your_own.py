@@ -3,12 +3,14 @@
 import dataclasses
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 import spansearch as ss
+from benchmarks.zoo.models import importable_torchvision
 from spansearch.store import read_study
 
 FILE = Path(__file__).parents[2] / "studies" / "bring_your_own.py"
@@ -50,6 +52,8 @@ def test_what_a_user_replaces_is_marked():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of transformers itself
 def test_the_model_of_transformers_learns_and_is_searched(tmp_path):
+    if find_spec("torchvision") is not None:  # which transformers imports: one that fits no torch of the CPU
+        importable_torchvision()
     if "CI" not in os.environ:  # where the extra is installed
         pytest.importorskip("transformers", reason="pip install -e '.[studies]'")
     study, search = load()

@@ -148,7 +148,7 @@ SIZES = {
 
 
 def torchvision_model(name: str) -> Specimen:
-    models = _torchvision().models
+    models = importable_torchvision().models
     given = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     return _of_pictures(
         "torchvision", name, models.get_model(name, weights=None, **given), 3, SIZES.get(name, 96)
@@ -156,7 +156,7 @@ def torchvision_model(name: str) -> Specimen:
 
 
 def timm_model(name: str) -> Specimen:
-    _torchvision()
+    importable_torchvision()
     import timm
 
     model = timm.create_model(name)
@@ -165,7 +165,7 @@ def timm_model(name: str) -> Specimen:
 
 
 def transformers_model(name: str) -> Specimen:
-    _torchvision()
+    importable_torchvision()
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -225,7 +225,7 @@ def _inputs(kind: str, draw: torch.Generator) -> dict[str, Tensor]:
 
 
 @cache
-def _torchvision() -> ModuleType:
+def importable_torchvision() -> ModuleType:
     """torchvision beside a torch without CUDA, for which its wheel lacks two operators."""
     try:
         import torchvision
