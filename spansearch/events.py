@@ -36,9 +36,9 @@ class Events:
         said = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "worker": self.worker}
         line = json.dumps({**said, "event": event, **more}, default=str) + "\n"
         with suppress(OSError):
-            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(file, line.encode())
+                os.write(file, (b"\n" if _is_torn(file) else b"") + line.encode())
             finally:
                 os.close(file)
 
@@ -51,6 +51,14 @@ class Events:
             yield
         finally:
             logger.removeHandler(handler)
+
+
+def _is_torn(file: int) -> bool:
+    """Did the last line stay without its end, as on a disk that was full?"""
+    if os.lseek(file, 0, os.SEEK_END) == 0:
+        return False
+    os.lseek(file, -1, os.SEEK_END)
+    return os.read(file, 1) != b"\n"
 
 
 class _Handler(logging.Handler):
