@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -22,7 +23,7 @@ log = logging.getLogger("spansearch")
 def require_dashboard() -> None:
     """Raise StudyError where the package of the extra is missing."""
     try:
-        import optuna_dashboard  # noqa: F401  # of the extra
+        import_module("optuna_dashboard")  # of the extra
     except ImportError as error:
         raise StudyError(
             f"The dashboard is the package optuna-dashboard, which cannot be imported ({error}). Install the "

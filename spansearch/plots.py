@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ MOST = 0.001
 def require_plots(path: str | Path | None = None) -> None:
     """Raise PlotError where matplotlib is missing, or a file's name ends in nothing that is written."""
     try:
-        import matplotlib  # noqa: F401  # of the extra
+        import_module("matplotlib")  # of the extra
     except ImportError as error:
         raise PlotError(
             f"Pictures are drawn by matplotlib, which cannot be imported ({error}). Install the extra: pip "

@@ -90,14 +90,8 @@ class StudyLock:
     def _held_file(self, seconds: float | None) -> Iterator[None]:
         make_directory(self._file.parent)
         lock = filelock.FileLock(self._file)  # a new one each time: threads keep each other out as well
-
-        def tried() -> bool:
-            with suppress(filelock.Timeout):
-                lock.acquire(timeout=0)
-            return lock.is_locked
-
         try:
-            wait_until(tried, seconds, self._name)
+            acquire(lock, seconds, self._name)
         except OSError as error:
             raise SaveError(
                 f"Cannot write in the run's directory {self._file.parent}: {error.strerror}. Trials and "
@@ -109,7 +103,22 @@ class StudyLock:
             lock.release()
 
 
-def wait_until(tried: Callable[[], bool], seconds: float | None, name: str) -> None:
+def acquire(lock: filelock.FileLock, seconds: float | None, name: str) -> None:
+    """Take a lock file, for which others may have to be waited for.
+
+    Raises:
+        NotLockedError: they held it for all of the seconds. OSError: there can be no such file.
+    """
+
+    def tried() -> bool:
+        with suppress(filelock.Timeout):
+            lock.acquire(timeout=0)
+        return lock.is_locked
+
+    _wait_until(tried, seconds, name)
+
+
+def _wait_until(tried: Callable[[], bool], seconds: float | None, name: str) -> None:
     """Try again and again, with a word now and then where it takes long.
 
     Raises:
@@ -144,7 +153,7 @@ def _in_postgresql(
         connection.execute(
             sqlalchemy.text(f"SET LOCAL idle_in_transaction_session_timeout = {round(1000 * idle)}")
         )
-        wait_until(lambda: bool(connection.execute(query, {"key": _key(name)}).scalar()), seconds, name)
+        _wait_until(lambda: bool(connection.execute(query, {"key": _key(name)}).scalar()), seconds, name)
         yield _asked(connection)
     finally:
         with suppress(sqlalchemy.exc.SQLAlchemyError):  # gone with its connection, if that was cut
@@ -158,7 +167,7 @@ def _in_mysql(engine: sqlalchemy.Engine, name: str, seconds: float | None, idle:
     key = {"name": f"spansearch {_key(name)}"}
     query = sqlalchemy.text("SELECT GET_LOCK(:name, 0)")
     with engine.connect() as connection:
-        wait_until(lambda: connection.execute(query, key).scalar() == 1, seconds, name)
+        _wait_until(lambda: connection.execute(query, key).scalar() == 1, seconds, name)
         try:
             yield _asked(connection)
         finally:

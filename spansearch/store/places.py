@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,7 +141,7 @@ class Bucket:
                 "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL_S3."
             )
         try:
-            import boto3  # noqa: F401
+            import_module("boto3")  # of the extra
         except ImportError as error:
             raise TaskError(
                 f"{url} needs boto3, which is not installed: pip install 'spansearch[s3]'."

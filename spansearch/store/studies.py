@@ -9,7 +9,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import optuna
 
 from spansearch.errors import SaveError, StudyError
 from spansearch.store.database import database_errors, file_of, make_directory, open_storage, shown
-from spansearch.store.locks import NotLockedError, StudyLock, lock_file, wait_until
+from spansearch.store.locks import NotLockedError, StudyLock, acquire, lock_file
 from spansearch.store.places import write_durably
 from spansearch.store.source import run_beside
 
@@ -135,14 +134,8 @@ def _while_nobody_begins(
     file = file_of(url, directory)
     if file is not None:
         lock = filelock.FileLock(lock_file(file))
-
-        def tried() -> bool:
-            with suppress(filelock.Timeout):
-                lock.acquire(timeout=0)
-            return lock.is_locked
-
         try:
-            wait_until(tried, seconds, shown(url, directory))
+            acquire(lock, seconds, shown(url, directory))
         except (OSError, NotLockedError):  # if something is wrong with the place, opening says better what
             return opened()
         try:
